@@ -1,0 +1,98 @@
+package workload
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+)
+
+// transfer moves money between hot accounts: read both balances, compute, write both. READ
+// COMMITTED needs FOR UPDATE for that, or it would silently lose updates; the higher levels notice
+// by themselves.
+type transfer struct {
+	seed  uint64
+	level isolation
+}
+
+type isolation struct {
+	suffix, name string
+	level        sql.IsolationLevel
+	lock         string
+}
+
+var (
+	readCommitted  = isolation{"rc", "READ COMMITTED with FOR UPDATE", sql.LevelReadCommitted, " FOR UPDATE"}
+	repeatableRead = isolation{"rr", "REPEATABLE READ", sql.LevelRepeatableRead, ""}
+	serializable   = isolation{"ser", "SERIALIZABLE", sql.LevelSerializable, ""}
+)
+
+const (
+	transferAccounts = 5
+	transferOpening  = 1000
+)
+
+func (w transfer) Name() string  { return "transfer/" + w.level.suffix }
+func (w transfer) About() string { return "money between hot accounts, " + w.level.name }
+
+func (w transfer) TxOptions() *sql.TxOptions { return &sql.TxOptions{Isolation: w.level.level} }
+
+func (w transfer) Setup(ctx context.Context, db *sql.DB) error {
+	return create(ctx, db, w, fmt.Sprintf(`
+		CREATE TABLE accounts (id integer PRIMARY KEY, balance bigint NOT NULL);
+		CREATE TABLE ledger (id bigint NOT NULL, payer integer NOT NULL, payee integer NOT NULL, amount bigint NOT NULL);
+		INSERT INTO accounts SELECT id, %d FROM generate_series(1, %d) AS id`, transferOpening, transferAccounts))
+}
+
+func (w transfer) Transaction(id int64) Body {
+	p := w.payment(id)
+	return func(ctx context.Context, tx *sql.Tx) error {
+		var payerHas, payeeHas int64
+		read := `SELECT balance FROM accounts WHERE id = $1` + w.level.lock
+		if err := tx.QueryRowContext(ctx, read, p.payer).Scan(&payerHas); err != nil {
+			return fmt.Errorf("read the payer's balance: %w", err)
+		}
+		if err := tx.QueryRowContext(ctx, read, p.payee).Scan(&payeeHas); err != nil {
+			return fmt.Errorf("read the payee's balance: %w", err)
+		}
+		const write = `UPDATE accounts SET balance = $1 WHERE id = $2`
+		if _, err := tx.ExecContext(ctx, write, payerHas-p.amount, p.payer); err != nil {
+			return fmt.Errorf("debit the payer: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, write, payeeHas+p.amount, p.payee); err != nil {
+			return fmt.Errorf("credit the payee: %w", err)
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO ledger (id, payer, payee, amount) VALUES ($1, $2, $3, $4)`, id, p.payer, p.payee, p.amount)
+		return err
+	}
+}
+
+type payment struct {
+	payer, payee int
+	amount       int64
+}
+
+func (w transfer) payment(id int64) payment {
+	r := draw(w.seed, id)
+	parties := choose(r, 2, transferAccounts)
+	return payment{payer: parties[0], payee: parties[1], amount: 1 + r.Int64N(10)}
+}
+
+func (w transfer) Check(ctx context.Context, db *sql.DB, committed []int64) error {
+	err := expect(ctx, db, w, "the sum of all balances", transferAccounts*transferOpening, `SELECT sum(balance) FROM accounts`)
+	if err != nil {
+		return err
+	}
+	balances := map[int]int64{}
+	for account := range transferAccounts {
+		balances[account+1] = transferOpening
+	}
+	for _, id := range committed {
+		p := w.payment(id)
+		balances[p.payer] -= p.amount
+		balances[p.payee] += p.amount
+	}
+	if err := expectEach(ctx, db, w, "the balance of account", balances, `SELECT id, balance FROM accounts`); err != nil {
+		return err
+	}
+	return expectIDs(ctx, db, w, "transfers in the ledger", committed, `SELECT id FROM ledger ORDER BY id`)
+}

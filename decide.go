@@ -1,0 +1,266 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+)
+
+// decide says what follows an attempt that failed: whether the closure may run
+// again and after which wait, or the error that the caller gets. The attempt is
+// over by now: rolled back, its connection returned.
+func (l *loop) decide(a *attempt, phase Phase, err error) *failure {
+	seen := a.observe()
+	if seen.connector != nil && l.database() == nil {
+		// The options were checked when the loop was made.
+		if configErr := l.runsOn(seen.connector); configErr != nil {
+			return l.final(a, seen, outcomeRolledBack, verdict{ClassPermanent, err}, "", errors.Join(err, configErr))
+		}
+	}
+
+	v := l.judge(seen, phase, err)
+	switch {
+	case gaveUp(err):
+		return l.final(a, seen, outcomeRolledBack, verdict{ClassPermanent, err}, "", err)
+	case v.class == ClassUnknownOutcome:
+		return l.final(a, seen, outcomeUnknown, v, "", &CommitUnknownError{Cause: err, Attempts: l.attempts, At: l.config.now()})
+	case !l.retries(v):
+		return l.final(a, seen, outcomeRolledBack, v, "", l.permanent(phase, seen, err))
+	case l.target == nil && !seen.seen:
+		return l.refuse(a, seen, v, RefusedNotObserved, ErrNotObserved, "")
+	case seen.committed != "" && !l.idempotent:
+		return l.refuse(a, seen, v, RefusedAlreadyCommitted, ErrAlreadyCommitted, seen.committed)
+	}
+	if cause := contextError(l.ctx); cause != nil {
+		return l.exhaust(a, seen, v, "the context is done", cause)
+	}
+	if seen.open > 0 && !l.closed(a) {
+		if cause := contextError(l.ctx); cause != nil {
+			return l.exhaust(a, seen, v, "the context is done", cause)
+		}
+		return l.refuse(a, seen, v, RefusedTxStillOpen, ErrTxStillOpen, "")
+	}
+
+	wait, limit := l.next(v)
+	if limit != "" {
+		return l.exhaust(a, seen, v, limit, nil)
+	}
+	now := l.config.now()
+	if now.Add(wait).Sub(l.started) > l.config.policy.MaxElapsed {
+		return l.exhaust(a, seen, v, fmt.Sprintf("the next one would begin after MaxElapsed of %s", l.config.policy.MaxElapsed), nil)
+	}
+	if deadline, ok := l.ctx.Deadline(); ok && now.Add(wait).After(deadline) {
+		return l.exhaust(a, seen, v, "the context's deadline comes before the next one", context.DeadlineExceeded)
+	}
+	if v.class == ClassNotStarted || v.class == ClassConnectionLost {
+		if c := l.database(); c != nil && !c.budget.take() {
+			return l.exhaust(a, seen, v, "the retry budget is used up", nil)
+		}
+	}
+	return l.retry(a, seen, v, wait)
+}
+
+// judge finds the class of what ended the attempt, and the error that is to
+// blame. A closure may have hidden that error: the driver knows it.
+func (l *loop) judge(seen observation, phase Phase, err error) verdict {
+	observed := seen.last
+	if seen.main.err != nil {
+		observed = seen.main
+	}
+	switch phase {
+	case PhaseBegin:
+		if errors.Is(err, ErrNotObserved) {
+			return verdict{ClassPermanent, err}
+		}
+		if observed.err != nil {
+			return verdict{observed.class, err}
+		}
+		// database/sql opens connections in a goroutine of its own as well, whose
+		// context is not the attempt's.
+		return verdict{Classify(err, PhaseConnect), err}
+	case PhaseCommit:
+		if seen.main.err == nil {
+			// The driver was never asked to commit: database/sql saw the context end.
+			return verdict{ClassPermanent, err}
+		}
+		return verdict{seen.main.class, hidden(err, seen.main.err)}
+	}
+
+	class := ClassPermanent
+	if sqlState(err) != "" {
+		class = Classify(err, PhaseStatement)
+	}
+	switch {
+	case l.retries(verdict{class, err}) && class != ClassConnectionLost:
+		return verdict{class, err}
+	case observed.err == nil:
+		return verdict{class, err}
+	case observed.class == ClassUnknownOutcome, observed.class == ClassRetryable,
+		observed.class == ClassConnectionLost, observed.class == ClassNotStarted:
+		return verdict{observed.class, hidden(err, observed.err)}
+	case class == ClassAborted:
+		return verdict{observed.class, hidden(err, observed.err)}
+	}
+	return verdict{class, err}
+}
+
+// hiddenError is a closure's error with the server's error that it does not lead
+// to.
+type hiddenError struct{ closure, server error }
+
+func (e *hiddenError) Error() string { return fmt.Sprintf("%v (after %v)", e.closure, e.server) }
+
+// Unwrap puts the server's error first: a symptom such as 25P02 must not stand in
+// for it.
+func (e *hiddenError) Unwrap() []error { return []error{e.server, e.closure} }
+
+func hidden(closure, server error) error {
+	if errors.Is(closure, server) {
+		return closure
+	}
+	return &hiddenError{closure, server}
+}
+
+// retries says whether the class of the error, the mode and the options allow a
+// further attempt at all.
+func (l *loop) retries(v verdict) bool {
+	if l.config.mode == ModeOff {
+		return false
+	}
+	switch v.class {
+	case ClassRetryable, ClassNotStarted:
+		return true
+	case ClassConnectionLost:
+		// A *sql.Conn is one session: lost is lost.
+		_, oneSession := l.target.(*sql.Conn)
+		return !oneSession
+	case ClassRetryableOptIn:
+		return slices.Contains(l.config.alsoRetry, sqlState(v.err))
+	}
+	return false
+}
+
+// next returns the wait before the next attempt, or the limit that forbids it.
+func (l *loop) next(v verdict) (wait time.Duration, limit string) {
+	if l.attempts >= l.config.policy.MaxAttempts {
+		return 0, fmt.Sprintf("MaxAttempts is %d", l.config.policy.MaxAttempts)
+	}
+	switch v.class {
+	case ClassNotStarted, ClassConnectionLost:
+		if l.slowCount++; l.slowCount > unavailableRetries {
+			return 0, "the server stays unavailable"
+		}
+		if l.slowly == nil {
+			l.slowly = newFullJitter(unavailableBaseDelay, unavailableMaxDelay, l.config.random)
+		}
+		return l.slowly.NextBackOff(), ""
+	case ClassRetryableOptIn:
+		if l.optInCount++; l.optInCount > optInRetries {
+			return 0, fmt.Sprintf("SQLSTATE %s is retried %d times at most", sqlState(v.err), optInRetries)
+		}
+	}
+	if l.backOff == nil {
+		l.backOff = l.config.conflictBackOff()
+	}
+	wait = l.backOff.NextBackOff()
+	if wait == backoff.Stop {
+		return 0, "the BackOff says stop"
+	}
+	return max(0, wait), ""
+}
+
+// closed waits until the transactions that the closure left to a context's end
+// are rolled back.
+func (l *loop) closed(a *attempt) bool {
+	ctx, cancel := context.WithTimeout(l.ctx, closingTime)
+	defer cancel()
+	select {
+	case <-a.whenClosed():
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// gaveUp says whether an inner loop has had the last word already.
+func gaveUp(err error) bool {
+	var retry *RetryError
+	var unknown *CommitUnknownError
+	return errors.As(err, &retry) || errors.As(err, &unknown)
+}
+
+// permanent returns the error of an attempt that no retry cures: the closure's
+// own, except where database/sql gave up on COMMIT because the context had ended.
+func (l *loop) permanent(phase Phase, seen observation, err error) error {
+	cause := contextError(l.ctx)
+	if phase == PhaseCommit && seen.main.err == nil && cause != nil {
+		return fmt.Errorf("pgretry: the context ended before COMMIT: %w", errors.Join(cause, err))
+	}
+	return err
+}
+
+func (l *loop) giveUp(v verdict, reason error, limit string, cause error) error {
+	return &RetryError{
+		Reason: reason, Attempts: l.attempts, Elapsed: l.config.now().Sub(l.started),
+		Class: v.class, Err: v.err, limit: limit, cause: cause,
+	}
+}
+
+func (l *loop) exhaust(a *attempt, seen observation, v verdict, limit string, cause error) *failure {
+	return l.final(a, seen, outcomeExhausted, v, "", l.giveUp(v, ErrExhausted, limit, cause))
+}
+
+func (l *loop) refuse(a *attempt, seen observation, v verdict, reason RefusalReason, sentinel error, what string) *failure {
+	return l.final(a, seen, outcomeRefused, v, reason, l.giveUp(v, sentinel, what, nil))
+}
+
+// final ends the attempt and the logical transaction with an error.
+func (l *loop) final(a *attempt, seen observation, o outcome, v verdict, reason RefusalReason, err error) *failure {
+	endSpan(a.currentSpan(), ending{outcome: o, class: v.class, err: v.err, reason: reason, statements: seen.statements})
+	l.end(o, v, reason)
+	switch o {
+	case outcomeExhausted:
+		l.tell(DecisionExhausted, v, "", 0)
+	case outcomeRefused:
+		l.tell(DecisionRefused, v, reason, 0)
+	case outcomeUnknown:
+		l.tell(DecisionUnknown, v, "", 0)
+	}
+	return &failure{verdict: v, final: err}
+}
+
+// retry ends the attempt; another one follows after the wait.
+func (l *loop) retry(a *attempt, seen observation, v verdict, wait time.Duration) *failure {
+	span := a.currentSpan()
+	endSpan(span, ending{outcome: outcomeRetried, class: v.class, err: v.err, statements: seen.statements, wait: wait})
+	l.mu.Lock()
+	if span != nil {
+		l.previous = span.SpanContext()
+	}
+	ctx, connector, telemetry := l.ctx, l.connector, l.telemetry
+	l.mu.Unlock()
+	state := sqlState(v.err)
+	if connector != nil {
+		connector.stats.retried(state)
+	}
+	telemetry.retried(ctx, v.class, state, wait)
+	l.tell(DecisionRetried, v, "", wait)
+	return &failure{verdict: v, again: true, wait: wait}
+}
+
+// tell calls the hook.
+func (l *loop) tell(d Decision, v verdict, reason RefusalReason, wait time.Duration) {
+	if l.config.onRetry == nil {
+		return
+	}
+	deadlock, _ := ParseDeadlock(v.err)
+	l.config.onRetry(l.ctx, Event{
+		Decision: d, Reason: reason, Class: v.class, SQLState: sqlState(v.err), Attempt: l.attempts,
+		Wait: wait, Name: l.name, Deadlock: deadlock, Err: v.err,
+	})
+}

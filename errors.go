@@ -1,0 +1,119 @@
+package pgretry
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Sentinels that tell why [RunInTx] or [Retry] did not run a closure again.
+// They are found with [errors.Is] in a [*RetryError].
+var (
+	// ErrExhausted: the attempts, the elapsed time, the caller's deadline, the
+	// user's backoff or the connector's retry budget allow no further attempt.
+	ErrExhausted = errors.New("no further attempt is allowed")
+
+	// ErrAlreadyCommitted: the closure has, or may have, committed something
+	// before it failed, so that running it again could do it twice.
+	// [ContextWithIdempotence] gives the caller's word that this does no harm.
+	ErrAlreadyCommitted = errors.New("the closure has already committed something")
+
+	// ErrNestedOptions: a [RunInTx] inside another on the same database joins
+	// the outer transaction and so cannot have an isolation level or access mode
+	// that the outer one does not have.
+	ErrNestedOptions = errors.New("a nested transaction cannot change the options of the one it joins")
+
+	// ErrNotObserved: the driver saw nothing of the failed transaction, because
+	// the closure did not use the context it was given or because the database
+	// was not opened through this package. What the driver did not see it cannot
+	// promise to be rolled back.
+	ErrNotObserved = errors.New("the driver did not see the transaction under the closure's context")
+
+	// ErrTxStillOpen: the closure returned but a transaction that it began under
+	// its context is neither committed nor rolled back.
+	ErrTxStillOpen = errors.New("the closure left a transaction open")
+)
+
+// RetryError is what [RunInTx] and [Retry] return when a transaction failed in
+// a way that would ordinarily be retried but was not, or not again.
+//
+// It matches its Reason and everything that Err matches, so that
+// errors.As(err, &pqErr) finds the server's last error. If the caller's context
+// ended the matter, it matches the context's error too.
+type RetryError struct {
+	// Reason is one of the sentinels of this package, such as [ErrExhausted].
+	Reason error
+	// Attempts is how many times the closure ran.
+	Attempts int
+	// Elapsed is the time from the first attempt's beginning to giving up.
+	Elapsed time.Duration
+	// Class is what became of the last attempt.
+	Class Class
+	// Err is the last attempt's error: the server's own, wherever there was one.
+	Err error
+
+	limit string // which limit ended it, in words
+	cause error  // the context's cause, if that is why
+}
+
+// Error says why there was no further attempt, after how many and how long, and
+// ends with the last error.
+func (e *RetryError) Error() string {
+	reason := e.Reason.Error()
+	if e.limit != "" {
+		reason += " (" + e.limit + ")"
+	}
+	attempts := "attempts"
+	if e.Attempts == 1 {
+		attempts = "attempt"
+	}
+	return fmt.Sprintf("pgretry: %s after %d %s in %s: %v",
+		reason, e.Attempts, attempts, e.Elapsed.Round(time.Millisecond), e.Err)
+}
+
+// Unwrap returns the reason, the last error and, if the caller's context ended
+// the matter, that context's error.
+func (e *RetryError) Unwrap() []error {
+	chain := make([]error, 0, 3)
+	chain = append(chain, e.Reason)
+	if e.Err != nil {
+		chain = append(chain, e.Err)
+	}
+	if e.cause != nil {
+		chain = append(chain, e.cause)
+	}
+	return chain
+}
+
+// SQLState returns the SQLSTATE of the last server error, or "" if there was none.
+func (e *RetryError) SQLState() string { return sqlState(e.Err) }
+
+// CommitUnknownError means that COMMIT was sent and that no answer tells whether
+// it took effect. The transaction was not and must not be run again blindly:
+// look into the database first.
+//
+// It does not match [database/sql/driver.ErrBadConn] or a context error, because
+// code that sees those takes it for granted that nothing was committed. What the
+// driver returned is in Cause.
+type CommitUnknownError struct {
+	// Cause is the error that came instead of the server's answer.
+	Cause error
+	// Attempts is how many times the closure ran, the last one being in doubt.
+	Attempts int
+	// At is when the answer failed to come.
+	At time.Time
+}
+
+// Error says that the outcome is unknown and what came instead of an answer.
+func (e *CommitUnknownError) Error() string {
+	return fmt.Sprintf("pgretry: it is unknown whether the transaction was committed: %v", e.Cause)
+}
+
+// sqlState returns the SQLSTATE of the first error in the chain that has one.
+func sqlState(err error) string {
+	var state interface{ SQLState() string }
+	if err != nil && errors.As(err, &state) {
+		return state.SQLState()
+	}
+	return ""
+}

@@ -1,0 +1,81 @@
+package parity
+
+import (
+	"database/sql"
+	"database/sql/driver"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/pgretry/pgretry/internal/drivertest"
+)
+
+// RunScripted compares a scripted driver with what wrap makes of it, in every
+// scenario over every feature set, and reports the differences as subtests. The
+// inner connection must be reachable from the wrapped one by one or more methods
+// Raw() driver.Conn.
+func RunScripted(t *testing.T, wrap func(driver.Connector) driver.Connector, except ...Exception) {
+	t.Helper()
+	x := newExceptions(except)
+	for _, sc := range scriptedScenarios {
+		t.Run(sc.name, func(t *testing.T) {
+			for _, set := range drivertest.FeatureSets() {
+				if text := compareScripted(x, sc, set, wrap); text != "" {
+					t.Errorf("with features %s:\n%s", set.Name, text)
+				}
+			}
+		})
+	}
+	for _, problem := range x.problems() {
+		t.Error(problem)
+	}
+}
+
+// CompareScripted returns what [RunScripted] reports. With scenarios given it runs
+// these only.
+func CompareScripted(wrap func(driver.Connector) driver.Connector, except []Exception, scenarios ...string) []Difference {
+	x := newExceptions(except)
+	var differences []Difference
+	for _, sc := range scriptedScenarios {
+		if len(scenarios) > 0 && !slices.Contains(scenarios, sc.name) {
+			continue
+		}
+		for _, set := range drivertest.FeatureSets() {
+			if text := compareScripted(x, sc, set, wrap); text != "" {
+				differences = append(differences, Difference{sc.name, set.Name, text})
+			}
+		}
+	}
+	return append(differences, x.problems()...)
+}
+
+func compareScripted(x *exceptions, sc scenario, set drivertest.NamedFeatures, wrap func(driver.Connector) driver.Connector) string {
+	bare := func(c driver.Connector) driver.Connector { return c }
+	return x.compare(sc.name, set.Name, observeScripted(sc, set, bare), observeScripted(sc, set, wrap))
+}
+
+func observeScripted(sc scenario, set drivertest.NamedFeatures, wrap func(driver.Connector) driver.Connector) observation {
+	options := append([]drivertest.Option{drivertest.WithFeatures(set.Features)}, sc.options...)
+	inner := drivertest.New(options...)
+	s := &session{script: inner, db: sql.OpenDB(wrap(inner.Connector()))}
+	play(s, sc)
+	s.note("left open: connections %d, statements %d, rows %d, transactions %d, connectors %d",
+		inner.OpenConns(), inner.OpenStmts(), inner.OpenRows(), inner.OpenTxs(), inner.OpenConnectors())
+	for _, violation := range inner.Violations() {
+		s.note("violation: %s", violation)
+	}
+	if sc.unordered {
+		calls := make(map[drivertest.Call]int)
+		for _, e := range inner.Entries() {
+			calls[e.Call]++
+		}
+		for call := drivertest.Call(1); call < drivertest.AnyCall; call <<= 1 {
+			// How often connections are opened, reset and closed is a matter of luck.
+			if call&(drivertest.Connect|drivertest.Close|drivertest.ResetSession|drivertest.IsValid) == 0 {
+				s.note("inner calls %v: %s", call, strconv.Itoa(calls[call]))
+			}
+		}
+		return observation{lines: s.snapshot()}
+	}
+	return observation{s.snapshot(), inner.Entries()}
+}

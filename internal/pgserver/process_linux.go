@@ -1,0 +1,65 @@
+package pgserver
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// bounds returns an owner that says only where process ids have their present meaning.
+func bounds() owner {
+	var o owner
+	if boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		o.Boot = strings.TrimSpace(string(boot))
+	}
+	if namespace, err := os.Readlink("/proc/self/ns/pid"); err == nil {
+		o.Namespace = namespace
+	}
+	return o
+}
+
+// processStart returns when the process started, in clock ticks since the system did, and whether it still runs.
+// See proc_pid_stat(5).
+func processStart(pid int) (started string, exists bool) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", false
+	}
+	// The second field, the program's name in parentheses, may hold anything.
+	_, after, found := cutLast(string(stat), ")")
+	fields := strings.Fields(after)
+	if !found || len(fields) < 20 {
+		return "", false
+	}
+	switch state := fields[0]; state {
+	case "Z", "X":
+		return "", false // ended, and only its parent has not asked yet
+	}
+	return fields[19], true // the 22nd of all
+}
+
+func cutLast(s, separator string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, separator); i >= 0 {
+		return s[:i], s[i+len(separator):], true
+	}
+	return s, "", false
+}
+
+// isPostmaster reports whether the process is the postmaster of dataDir.
+func isPostmaster(pid int, dataDir string) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return false
+	}
+	args := strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00")
+	i := slices.Index(args, "-D")
+	if filepath.Base(args[0]) != "postgres" || i < 0 || i+1 >= len(args) || args[i+1] != dataDir {
+		return false
+	}
+	// A postmaster works in its data directory. Only its own user and root can see that.
+	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+	return err != nil || cwd == dataDir
+}

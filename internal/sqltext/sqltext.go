@@ -1,0 +1,110 @@
+// Package sqltext looks at PostgreSQL SQL text as the server's scanner does and
+// answers a few questions about it: how many statements it holds, what they
+// begin with, whether they control transactions, which functions they name,
+// and whether they can be proven to read only.
+//
+// It is a lexer with a memory of a few tokens, not a parser. Its answers are
+// conservative: what is not understood is never a proven read.
+//
+// # What it assumes
+//
+//   - standard_conforming_strings is on. A plain '…' literal that holds a
+//     backslash could end elsewhere if it were off and makes the text
+//     Suspicious.
+//   - The client encoding is UTF-8 or another one whose multi-byte characters
+//     have no byte below 0x80. Invalid UTF-8 does no harm.
+//
+// # What it cannot see
+//
+// The text alone does not say what a name refers to. These can run code that
+// the text does not show, in a proven read too:
+//
+//   - views, rules, row security policies, foreign tables and the defaults,
+//     triggers and constraints of tables;
+//   - a user's function that shares its unqualified name with a harmless
+//     built-in one: the server looks in pg_catalog first, but a function whose
+//     argument types fit better wins, and so does one in a schema that
+//     search_path lists before pg_catalog;
+//   - a function of one row argument written as a column (account.transfer
+//     for transfer(account));
+//   - operators, aggregates, casts and types that users made: an operator is
+//     not looked at, and a cast only by the name of the type it leads to;
+//   - what a called function, procedure or code block does inside.
+package sqltext
+
+// Info is what is known about a text. The zero value describes a text without
+// statements.
+type Info struct {
+	// Statements is the number of statements, separated by semicolons that
+	// are neither quoted nor in parentheses nor in the BEGIN ATOMIC body of a
+	// routine. Empty ones do not count.
+	Statements int
+	// Keyword is the kind of the first statement. Parentheses before it are
+	// ignored: (SELECT 1) is a Select.
+	Keyword Keyword
+	// Keywords holds the kinds of all statements.
+	Keywords KeywordSet
+
+	// TxControl is set if any statement begins, ends, chains or prepares a
+	// transaction, or decides on a prepared one. Savepoints do not count. CALL
+	// and DO may do the same unseen: see Keywords.
+	TxControl bool
+	// BeginsTx is set if any statement begins a transaction: BEGIN, START
+	// TRANSACTION, or the AND CHAIN of one that ends another.
+	BeginsTx bool
+	// EndsTx is set if any statement ends the session's transaction: COMMIT,
+	// END, ROLLBACK, ABORT, PREPARE TRANSACTION. COMMIT PREPARED and ROLLBACK
+	// PREPARED do not; ROLLBACK TO does not.
+	EndsTx bool
+	// AndChain is set if any statement ends a transaction with AND CHAIN.
+	AndChain bool
+
+	// ProvenRead is set if the text is exactly one statement that, as far as
+	// its text shows, changes nothing and may be run any number of times:
+	// SELECT, VALUES, TABLE or WITH that modifies no data, creates no table,
+	// locks no rows, casts to built-in types only and calls only harmless
+	// functions (see Harmless); SHOW; EXPLAIN without ANALYZE of such a
+	// statement or of one that modifies data. The package comment says what
+	// the text does not show.
+	ProvenRead bool
+	// DataModifying is set if INSERT, UPDATE, DELETE or MERGE stands where a
+	// statement does, in a WITH list too. EXPLAIN counts if it may execute,
+	// PREPARE does not. TRUNCATE, COPY and what functions do are no part of it.
+	DataModifying bool
+	// LocksRows is set if there is a FOR [NO KEY] UPDATE or FOR [KEY] SHARE. It
+	// does not say which of the rows that are read are locked.
+	LocksRows bool
+	// WithHold is set if a DECLARE makes a cursor that outlives its transaction.
+	WithHold bool
+	// Temporary is set if a temporary object is made or pg_temp is mentioned.
+	Temporary bool
+	// Copy says where the first COPY of the text reads or writes.
+	Copy CopyKind
+
+	// Functions holds the names before an opening parenthesis that can be
+	// those of functions, each once, in order of appearance: lower case unless
+	// quoted, dotted as written ("pg_catalog.now"). A part that holds a dot
+	// itself keeps its quotes, so what follows the last dot is the function's
+	// own name or ends in a quote. Relations in INSERT INTO and the like, WITH
+	// lists, aliases after AS and types after a cast are left out; where the
+	// text is ambiguous a name that is no function is included.
+	Functions []string
+
+	// Suspicious is set if the text may not mean to the server what it means
+	// here: something is unterminated or unbalanced, a character is none of
+	// SQL's, a plain literal holds a backslash, a number runs into a word, an
+	// identifier is written as U&"…". The other fields are then guesses, and
+	// ProvenRead is false.
+	Suspicious bool
+}
+
+// CallsOnlyHarmless reports whether every function named in the text is
+// harmless (see Harmless), which is so if none is named.
+func (i *Info) CallsOnlyHarmless() bool {
+	for _, name := range i.Functions {
+		if !Harmless(name) {
+			return false
+		}
+	}
+	return true
+}

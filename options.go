@@ -1,0 +1,272 @@
+package pgretry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/XSAM/otelsql"
+	"github.com/cenkalti/backoff/v4"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Mode says who retries.
+type Mode uint8
+
+const (
+	// ModeClosure: [RunInTx] and [Retry] run their closures again; everything
+	// else passes through. The default.
+	ModeClosure Mode = iota
+	// ModeOff: nothing is retried. RunInTx and Retry run their closures once and
+	// return what they return; spans, metrics and stats go on.
+	ModeOff
+)
+
+var modeNames = []string{ModeClosure: "closure", ModeOff: "off"}
+
+// String returns the mode's name as the DSN parameter pgretry_mode has it.
+func (m Mode) String() string {
+	if int(m) < len(modeNames) {
+		return modeNames[m]
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
+// optInStates are the SQLSTATEs of [ClassRetryableOptIn] that [WithAlsoRetry]
+// takes.
+var optInStates = []string{
+	"0A000", "23505", "23P01", "25P04", "53000", "53100", "53200", "53300", "53400", "55P03",
+}
+
+// Option configures a [Driver] or a [Connector]. A wrong value is an error from
+// [Open], [NewConnector] or sql.Open.
+type Option interface {
+	apply(*config) error
+}
+
+// RunOption is an [Option] that can also be given to one call of [RunInTx] or
+// [Retry], where it overrides what the database was opened with.
+type RunOption interface {
+	Option
+	runOption()
+}
+
+type (
+	option    func(*config) error
+	runOption func(*config) error
+)
+
+func (o option) apply(c *config) error    { return o(c) }
+func (o runOption) apply(c *config) error { return o(c) }
+func (runOption) runOption()              {}
+
+// WithPolicy bounds attempts, delays and elapsed time. Fields that are zero have
+// their defaults.
+func WithPolicy(policy Policy) RunOption {
+	return runOption(func(c *config) error {
+		if err := policy.validate(); err != nil {
+			return err
+		}
+		c.policy = policy.withDefaults()
+		return nil
+	})
+}
+
+// WithBackOff replaces full jitter for the waits after a conflict. factory is
+// called once per transaction that has to wait, and its result is Reset before
+// use; should it return nil, that transaction waits with full jitter. A
+// [backoff.Stop] ends the retries. The attempts and elapsed time of the [Policy]
+// still hold.
+func WithBackOff(factory func() backoff.BackOff) RunOption {
+	return runOption(func(c *config) error {
+		if factory == nil {
+			return errors.New("pgretry: the factory given to WithBackOff is nil, allowed is a function that returns a new BackOff")
+		}
+		c.newBackOff = factory
+		return nil
+	})
+}
+
+// WithMode sets who retries. The default is [ModeClosure].
+func WithMode(mode Mode) RunOption {
+	return runOption(func(c *config) error {
+		if int(mode) >= len(modeNames) {
+			return fmt.Errorf("pgretry: mode is %d, allowed are ModeClosure and ModeOff", mode)
+		}
+		c.mode = mode
+		return nil
+	})
+}
+
+// WithAlsoRetry retries errors that may be conflicts but may as well be mistakes
+// that no retry cures, at most four times each. Allowed are the SQLSTATEs
+// 55P03 (lock not available), 23505 and 23P01 (duplicates, which under
+// SERIALIZABLE can stem from a conflict: PostgreSQL manual, 13.5), 0A000 (only
+// "cached plan must not change result type"), 25P04 (transaction timeout) and
+// 53000, 53100, 53200, 53300, 53400 (insufficient resources). The default is none.
+func WithAlsoRetry(sqlStates ...string) RunOption {
+	return runOption(func(c *config) error {
+		for _, state := range sqlStates {
+			if !slices.Contains(optInStates, state) {
+				return fmt.Errorf("pgretry: SQLSTATE %q cannot be retried on request, allowed are %s", state, strings.Join(optInStates, ", "))
+			}
+		}
+		c.alsoRetry = slices.Clone(sqlStates)
+		return nil
+	})
+}
+
+// WithTracerProvider sets where spans go, the default being the global provider
+// of package otel. It also puts otelsql around the inner driver, so that each
+// physical statement has a span.
+func WithTracerProvider(provider trace.TracerProvider) Option {
+	return option(func(c *config) error {
+		if provider == nil {
+			return errors.New("pgretry: the provider given to WithTracerProvider is nil, allowed is a TracerProvider; leave the option out for the global one")
+		}
+		c.tracerProvider = provider
+		return nil
+	})
+}
+
+// WithMeterProvider sets where metrics go, the default being the global provider
+// of package otel. It also puts otelsql around the inner driver, so that each
+// physical call is measured.
+func WithMeterProvider(provider metric.MeterProvider) Option {
+	return option(func(c *config) error {
+		if provider == nil {
+			return errors.New("pgretry: the provider given to WithMeterProvider is nil, allowed is a MeterProvider; leave the option out for the global one")
+		}
+		c.meterProvider = provider
+		return nil
+	})
+}
+
+// WithStatementSpans puts otelsql around the inner driver, so that each physical
+// statement has a span and a duration, even where providers are the global ones.
+// options are passed on to otelsql and win over ours, which are: no statement
+// text, no spans for rows and session resets, errors by their SQLSTATE instead of
+// their message, since texts and messages may carry data. To have the text, for
+// one, pass otelsql.WithSpanOptions(otelsql.SpanOptions{}).
+func WithStatementSpans(options ...otelsql.Option) Option {
+	return option(func(c *config) error {
+		if slices.Contains(options, nil) {
+			return errors.New("pgretry: an option given to WithStatementSpans is nil")
+		}
+		c.statementSpans = true
+		c.otelsqlOptions = append(slices.Clip(c.otelsqlOptions), options...)
+		return nil
+	})
+}
+
+// WithAttributes adds attributes to every transaction and attempt span, for
+// example the server's address where the inner connector, unlike the one made
+// from a DSN, does not tell it.
+func WithAttributes(attributes ...attribute.KeyValue) Option {
+	return option(func(c *config) error {
+		c.attributes = append(slices.Clip(c.attributes), attributes...)
+		return nil
+	})
+}
+
+// WithOnRetry calls hook for every decision about a failed attempt, after the
+// attempt was rolled back and before any wait. The hook runs on the
+// transaction's own goroutine: what it takes, the transaction waits.
+func WithOnRetry(hook func(context.Context, Event)) Option {
+	return option(func(c *config) error {
+		if hook == nil {
+			return errors.New("pgretry: the hook given to WithOnRetry is nil, allowed is a function")
+		}
+		c.onRetry = hook
+		return nil
+	})
+}
+
+// config is the resolved configuration behind the options. It does not change
+// once a connector has it.
+type config struct {
+	policy     Policy
+	newBackOff func() backoff.BackOff // nil means full jitter after policy
+	mode       Mode
+	alsoRetry  []string
+
+	tracerProvider trace.TracerProvider
+	meterProvider  metric.MeterProvider
+	statementSpans bool
+	otelsqlOptions []otelsql.Option
+	attributes     []attribute.KeyValue
+	onRetry        func(context.Context, Event)
+
+	// What tests replace: time and chance.
+	now    func() time.Time
+	wait   func(context.Context, time.Duration) error
+	random func(n int64) int64
+}
+
+func newConfig(options []Option) (*config, error) {
+	c := &config{
+		policy: Policy{}.withDefaults(),
+		now:    time.Now,
+		wait:   wait,
+	}
+	if err := applyOptions(c, options); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func applyOptions[O Option](c *config, options []O) error {
+	for i, o := range options {
+		if any(o) == nil {
+			return fmt.Errorf("pgretry: option %d is nil", i+1)
+		}
+		if err := o.apply(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// usesOtelsql says whether otelsql is put around the inner driver. It costs
+// microseconds per call even without an SDK, so it has to be asked for.
+func (c *config) usesOtelsql() bool {
+	return c.statementSpans || c.tracerProvider != nil || c.meterProvider != nil
+}
+
+// conflictBackOff returns the delays of one transaction after conflicts.
+func (c *config) conflictBackOff() backoff.BackOff {
+	if c.newBackOff != nil {
+		if b := c.newBackOff(); b != nil {
+			b.Reset()
+			return b
+		}
+	}
+	return newFullJitter(c.policy.BaseDelay, c.policy.MaxDelay, c.random)
+}
+
+// contextError returns what a context that is done should match, its error and
+// its cause, or nil.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || errors.Is(cause, err) {
+		return cause
+	}
+	return errors.Join(err, cause)
+}
+
+// wait returns nil after d, or what ended the context as soon as it is done.
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+}

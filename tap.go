@@ -1,0 +1,232 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"reflect"
+)
+
+// session is a connection with every optional interface that matters, whether
+// the tap itself or otelsql's connection around it.
+type session interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.NamedValueChecker
+	driver.Pinger
+	driver.QueryerContext
+	driver.SessionResetter
+}
+
+var (
+	_ session                 = (*tap)(nil)
+	_ driver.StmtExecContext  = (*tapStmt)(nil)
+	_ driver.StmtQueryContext = (*tapStmt)(nil)
+)
+
+// tap sits directly around the inner driver's connection, inside otelsql. It
+// offers every optional interface and, where the inner connection lacks one,
+// does what database/sql would do without it. And it keeps hold of the real
+// rows, because otelsql's forget the columns' scan types.
+type tap struct {
+	driver.Conn
+
+	beginner  driver.ConnBeginTx
+	checker   driver.NamedValueChecker
+	execer    driver.ExecerContext
+	execerOld driver.Execer //nolint:staticcheck // database/sql still falls back to it
+	pinger    driver.Pinger
+	preparer  driver.ConnPrepareContext
+	query     driver.QueryerContext
+	queryOld  driver.Queryer //nolint:staticcheck // the same
+	resetter  driver.SessionResetter
+	validator driver.Validator
+
+	// lastRows and lastStmt are what the inner driver returned last. A connection
+	// serves one call at a time, so whoever called through otelsql finds its own.
+	lastRows driver.Rows
+	lastStmt driver.Stmt
+}
+
+func newTap(inner driver.Conn) *tap {
+	t := &tap{Conn: inner}
+	t.beginner, _ = inner.(driver.ConnBeginTx)
+	t.checker, _ = inner.(driver.NamedValueChecker)
+	t.execer, _ = inner.(driver.ExecerContext)
+	t.execerOld, _ = inner.(driver.Execer) //nolint:staticcheck // see the field
+	t.pinger, _ = inner.(driver.Pinger)
+	t.preparer, _ = inner.(driver.ConnPrepareContext)
+	t.query, _ = inner.(driver.QueryerContext)
+	t.queryOld, _ = inner.(driver.Queryer) //nolint:staticcheck // see the field
+	t.resetter, _ = inner.(driver.SessionResetter)
+	t.validator, _ = inner.(driver.Validator)
+	return t
+}
+
+// isValid says whether the connection can still be used, as far as the inner
+// driver tells.
+func (t *tap) isValid() bool { return t.validator == nil || t.validator.IsValid() }
+
+// sendsNothingOnceLost says whether the inner driver is known to send nothing
+// over a connection that it has given up, so that what fails afterwards cannot
+// have reached the server.
+func (t *tap) sendsNothingOnceLost() bool {
+	inner := reflect.TypeOf(t.Conn)
+	if inner.Kind() == reflect.Pointer {
+		inner = inner.Elem()
+	}
+	switch inner.PkgPath() {
+	case "github.com/lib/pq", "github.com/jackc/pgx/v5/stdlib":
+		return true
+	}
+	return false
+}
+
+func (t *tap) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if t.execer != nil {
+		return t.execer.ExecContext(ctx, query, args)
+	}
+	if t.execerOld == nil {
+		return nil, driver.ErrSkip
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return t.execerOld.Exec(query, values)
+}
+
+func (t *tap) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	rows, err := t.queryContext(ctx, query, args)
+	t.lastRows = rows
+	return rows, err
+}
+
+func (t *tap) queryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if t.query != nil {
+		return t.query.QueryContext(ctx, query, args)
+	}
+	if t.queryOld == nil {
+		return nil, driver.ErrSkip
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return t.queryOld.Query(query, values)
+}
+
+func (t *tap) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	stmt, err := t.prepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	t.lastStmt = stmt
+	return &tapStmt{Stmt: stmt, tap: t}, nil
+}
+
+func (t *tap) prepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	if t.preparer != nil {
+		return t.preparer.PrepareContext(ctx, query)
+	}
+	stmt, err := t.Conn.Prepare(query)
+	if err == nil && ctx.Err() != nil {
+		// As in database/sql: the context's end is the error, whatever Close says.
+		_ = stmt.Close()
+		return nil, ctx.Err()
+	}
+	return stmt, err
+}
+
+func (t *tap) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	if t.beginner != nil {
+		return t.beginner.BeginTx(ctx, opts)
+	}
+	// The words are database/sql's own, which programs may have come to know.
+	if sql.IsolationLevel(opts.Isolation) != sql.LevelDefault {
+		return nil, errors.New("sql: driver does not support non-default isolation level")
+	}
+	if opts.ReadOnly {
+		return nil, errors.New("sql: driver does not support read-only transactions")
+	}
+	tx, err := t.Conn.Begin() //nolint:staticcheck // there is no other
+	if err == nil && ctx.Err() != nil {
+		_ = tx.Rollback()
+		return nil, ctx.Err()
+	}
+	return tx, err
+}
+
+func (t *tap) Ping(ctx context.Context) error {
+	if t.pinger == nil {
+		return nil
+	}
+	return t.pinger.Ping(ctx)
+}
+
+func (t *tap) ResetSession(ctx context.Context) error {
+	if t.resetter == nil {
+		return nil
+	}
+	return t.resetter.ResetSession(ctx)
+}
+
+// IsValid is for otelsql; whether we offer it depends on the inner connection.
+func (t *tap) IsValid() bool { return t.isValid() }
+
+func (t *tap) CheckNamedValue(value *driver.NamedValue) error {
+	if t.checker == nil {
+		return driver.ErrSkip
+	}
+	return t.checker.CheckNamedValue(value)
+}
+
+// tapStmt does for a prepared statement what tap does for its connection.
+type tapStmt struct {
+	driver.Stmt
+	tap *tap
+}
+
+func (s *tapStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	if execer, ok := s.Stmt.(driver.StmtExecContext); ok {
+		return execer.ExecContext(ctx, args)
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return s.Stmt.Exec(values) //nolint:staticcheck // there is no other
+}
+
+func (s *tapStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	rows, err := s.queryContext(ctx, args)
+	s.tap.lastRows = rows
+	return rows, err
+}
+
+func (s *tapStmt) queryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	if query, ok := s.Stmt.(driver.StmtQueryContext); ok {
+		return query.QueryContext(ctx, args)
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return s.Stmt.Query(values) //nolint:staticcheck // there is no other
+}
+
+// positional prepares a call of an interface from before contexts and names, as
+// database/sql does.
+func positional(ctx context.Context, args []driver.NamedValue) ([]driver.Value, error) {
+	values := make([]driver.Value, len(args))
+	for i, arg := range args {
+		if arg.Name != "" {
+			return nil, errors.New("sql: driver does not support the use of Named Parameters")
+		}
+		values[i] = arg.Value
+	}
+	return values, ctx.Err()
+}

@@ -1,0 +1,225 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql/driver"
+
+	"go.opentelemetry.io/otel/trace"
+)
+
+// txState is where a physical transaction stands, as far as the driver can see.
+type txState uint8
+
+const (
+	txNone     txState = iota // none has begun, or the last one has ended
+	txActive                  // statements work
+	txAborted                 // the server refuses everything but a rollback
+	txLost                    // the connection is gone
+	txEndedRaw                // the application sent COMMIT or ROLLBACK as a statement
+)
+
+var _ driver.Tx = (*tx)(nil)
+
+// tx is the physical transaction of a connection. There is one at a time, so the
+// connection has it inside.
+type tx struct {
+	conn   *conn
+	inner  driver.Tx
+	state  txState
+	number uint64 // counts the connection's transactions, from 1
+
+	attempt *attempt // nil outside closures
+	main    bool     // the transaction RunInTx began
+
+	// first is the error that aborted the transaction. It is what counts when
+	// later ones only say that the transaction is aborted.
+	first      verdict
+	rawOutcome outcome // of txEndedRaw
+	statements int
+
+	plain plainTx // telemetry of a transaction outside closures
+
+	// Statements whose context carries the span that BEGIN's carried are put
+	// under the attempt's span; others were given a span of their own on purpose.
+	attemptSpan trace.Span // nil if there is nothing to put them under
+	beginSpan   trace.SpanID
+}
+
+// isOpen says whether a statement would run in the transaction.
+func (t *tx) isOpen() bool { return t.state != txNone && t.state != txEndedRaw }
+
+func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	c := t.conn
+	*t = tx{conn: c, number: t.number + 1}
+	a := attemptFrom(ctx)
+	if a != nil {
+		a.meets(c.connector)
+		t.attemptSpan = a.currentSpan()
+	} else {
+		t.plain.start(ctx, c.connector.telemetry, c.connector.config.now, opts)
+		t.attemptSpan = t.plain.span
+	}
+	if t.attemptSpan != nil {
+		t.beginSpan = trace.SpanContextFromContext(ctx).SpanID()
+		if t.attemptSpan.SpanContext().SpanID() == t.beginSpan {
+			t.attemptSpan = nil // the context has it already
+		}
+	}
+	beginContext := t.statementContext(ctx)
+
+	inner, err := c.session.BeginTx(beginContext, opts)
+	if err != nil {
+		class := Classify(err, PhaseBegin)
+		if a != nil {
+			a.noteFailure(class, err)
+		} else {
+			t.plain.end(c.connector.telemetry, c.connector.config.now, outcomeRolledBack, 0, verdict{class, err})
+		}
+		return nil, err
+	}
+	t.inner, t.state = inner, txActive
+	if a != nil {
+		t.attempt, t.main = a, a.txBegan()
+	}
+	return t, nil
+}
+
+// statementContext returns ctx with the attempt's span in it, if that is where
+// the statement's span belongs.
+func (t *tx) statementContext(ctx context.Context) context.Context {
+	if t.attemptSpan == nil || trace.SpanContextFromContext(ctx).SpanID() != t.beginSpan {
+		return ctx
+	}
+	return trace.ContextWithSpan(ctx, t.attemptSpan)
+}
+
+// executed notes a statement that the server was asked to run.
+func (t *tx) executed(text string, err error) {
+	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
+		return
+	}
+	t.statements++
+	if err != nil {
+		t.failed(err)
+		return
+	}
+	if t.state == txAborted || mayControlTx(text) {
+		t.controlled(text)
+	}
+}
+
+// controlled notes what a statement that succeeded did to the transaction itself.
+func (t *tx) controlled(text string) {
+	info := analyze(text)
+	switch {
+	case info.EndsTx:
+		t.rawOutcome = outcomeCommitted
+		if rollsBack(info) {
+			t.rawOutcome = outcomeRolledBack
+		}
+		if t.rawOutcome == outcomeCommitted && t.attempt != nil {
+			t.attempt.noteCommitted("a transaction, by a COMMIT sent as a statement", true)
+		}
+		t.first = verdict{}
+		t.state = txActive
+		if !info.AndChain {
+			t.state = txEndedRaw
+		}
+	case t.state == txAborted:
+		// In an aborted transaction nothing but ROLLBACK TO succeeds: the
+		// application has undone what failed.
+		t.state, t.first = txActive, verdict{}
+	}
+}
+
+// failed notes an error of a statement or a cursor of the transaction.
+func (t *tx) failed(err error) {
+	if t.state != txActive {
+		return
+	}
+	class := Classify(err, PhaseStatement)
+	switch {
+	case class == ClassConnectionLost:
+		t.state = txLost
+	case sqlState(err) != "":
+		t.state = txAborted
+	default:
+		return // the client's own mistake: the server knows nothing of it
+	}
+	t.first = verdict{class, err}
+	if t.attempt != nil {
+		t.attempt.sawFailure(class)
+	}
+	t.tellDeadlock(err)
+}
+
+// tellDeadlock adds the event to the attempt's span, wherever that is.
+func (t *tx) tellDeadlock(err error) {
+	span := t.plain.span
+	if t.attempt != nil {
+		span = t.attempt.currentSpan()
+	}
+	t.conn.connector.telemetry.deadlock(span, err)
+}
+
+// Commit commits. The error is the inner driver's.
+func (t *tx) Commit() error {
+	// A session that its driver has given up sends nothing more, so its COMMIT
+	// cannot have reached the server.
+	unsent := t.conn.tap.sendsNothingOnceLost() && (t.state == txLost || !t.conn.tap.isValid())
+	err := t.inner.Commit()
+	if err == nil {
+		t.end(outcomeCommitted, verdict{})
+		return nil
+	}
+	v := verdict{Classify(err, PhaseCommit), err}
+	switch {
+	case v.class == ClassAborted && t.first.err != nil:
+		v = t.first
+	case v.class == ClassUnknownOutcome && unsent:
+		v.class = ClassConnectionLost
+	}
+	if t.first.err == nil {
+		t.tellDeadlock(err)
+	}
+	if v.class == ClassUnknownOutcome {
+		t.end(outcomeUnknown, v)
+		return err
+	}
+	t.end(outcomeRolledBack, v)
+	return err
+}
+
+// Rollback rolls back. The error is the inner driver's.
+func (t *tx) Rollback() error {
+	err := t.inner.Rollback()
+	t.end(outcomeRolledBack, t.first)
+	return err
+}
+
+// abandon ends a transaction whose connection goes away or back to the pool.
+func (t *tx) abandon() {
+	if t.state != txNone {
+		t.end(outcomeRolledBack, t.first)
+	}
+}
+
+func (t *tx) end(o outcome, v verdict) {
+	if t.state == txEndedRaw {
+		o = t.rawOutcome
+	}
+	t.state = txNone
+	connector := t.conn.connector
+	connector.stats.attemptEnded(o, v, t.attempt != nil)
+	if t.attempt != nil {
+		t.attempt.txEnded(t.main, o, t.statements, v)
+	} else {
+		t.plain.end(connector.telemetry, connector.config.now, o, t.statements, v)
+	}
+	if o == outcomeCommitted {
+		connector.budget.succeeded()
+	}
+	// Spans and contexts of a transaction that is over should not be kept by an
+	// idle connection.
+	t.inner, t.attempt, t.attemptSpan, t.plain, t.first = nil, nil, nil, plainTx{}, verdict{}
+}
