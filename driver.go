@@ -217,11 +217,8 @@ func connectorOf(db any) *Connector {
 		var connector *Connector
 		// A connection that cannot be had any more has no connector either.
 		_ = db.Raw(func(driverConn any) error {
-			switch c := driverConn.(type) {
-			case *conn:
-				connector = c.connector
-			case validatingConn:
-				connector = c.connector
+			if c, ok := driverConn.(interface{ itself() *conn }); ok {
+				connector = c.itself().connector
 			}
 			return nil
 		})

@@ -14,16 +14,28 @@ type (
 	}
 	convertingStmt struct {
 		*stmt
-		driver.ColumnConverter //nolint:staticcheck // database/sql still asks for it
+		converter
 	}
 	checkingConvertingStmt struct {
 		*stmt
 		driver.NamedValueChecker
-		driver.ColumnConverter //nolint:staticcheck // database/sql still asks for it
+		converter
 	}
 )
 
+// converter stands between driver.ColumnConverter and a struct, in which the
+// embedded interface's name would hide its method of the same name.
+type converter struct {
+	inner driver.ColumnConverter //nolint:staticcheck // database/sql still asks for it
+}
+
+func (c converter) ColumnConverter(index int) driver.ValueConverter {
+	return c.inner.ColumnConverter(index)
+}
+
 var (
+	_ driver.ColumnConverter  = convertingStmt{}         //nolint:staticcheck // see converter
+	_ driver.ColumnConverter  = checkingConvertingStmt{} //nolint:staticcheck // see converter
 	_ driver.Stmt             = (*stmt)(nil)
 	_ driver.StmtExecContext  = (*stmt)(nil)
 	_ driver.StmtQueryContext = (*stmt)(nil)
@@ -50,14 +62,14 @@ func newStmt(c *conn, text string, inner driver.Stmt) driver.Stmt {
 	real := c.tap.lastStmt
 	c.tap.lastStmt = nil
 	checker, checks := real.(driver.NamedValueChecker)
-	converter, converts := real.(driver.ColumnConverter) //nolint:staticcheck // see above
+	columns, converts := real.(driver.ColumnConverter) //nolint:staticcheck // see converter
 	switch {
 	case checks && converts:
-		return checkingConvertingStmt{s, checker, converter}
+		return checkingConvertingStmt{s, checker, converter{columns}}
 	case checks:
 		return checkingStmt{s, checker}
 	case converts:
-		return convertingStmt{s, converter}
+		return convertingStmt{s, converter{columns}}
 	}
 	return s
 }

@@ -76,9 +76,10 @@ transaction tried once, then the same work with pgretry. At the end a table says
 application saw of it, and a tree shows the OpenTelemetry spans of one transaction that took
 three attempts.
 
-Without --dsn and the variable ` + pgserver.EnvDSN + `, which means the same, it starts a throwaway PostgreSQL server on 127.0.0.1 and removes it afterwards. The
-server's binaries are looked for on this machine and otherwise downloaded; the variable
-` + repositoryVariable + ` names another Maven repository to take them from.
+Without --dsn, or the variable ` + pgserver.EnvDSN + ` that means the same, it starts a throwaway
+PostgreSQL server on 127.0.0.1 and removes it afterwards. The server's binaries are looked for on
+this machine and otherwise downloaded; the variable ` + repositoryVariable + ` names another
+Maven repository to take them from.
 
 Workloads:
 `)

@@ -24,7 +24,7 @@ const (
 	database  = "postgres"
 
 	// startLimit is when a server that runs but does not answer is given up.
-	startLimit = time.Minute
+	startLimit = 3 * time.Minute
 	// stopLimit is when a server that was told to stop is killed. It gives its own processes five seconds.
 	stopLimit = 8 * time.Second
 	// pollInterval is how often a state that nobody announces is looked at.
@@ -135,7 +135,7 @@ func (c *cluster) initialize(ctx context.Context) error {
 	c.prepare(cmd)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	// initdb's own children have to go too: they would write to a directory that is being removed.
-	cmd.Cancel = func() error { return killGroup(cmd.Process) }
+	cmd.Cancel = func() error { return endGroup(cmd.Process) }
 	cmd.WaitDelay = stopLimit
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("run initdb%s: %w", c.account, err)

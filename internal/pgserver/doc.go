@@ -26,6 +26,9 @@
 // under root the server runs as the user postgres, or nobody if there is no such user. Clusters need a Unix system;
 // elsewhere PGRETRY_DSN must be set.
 //
+// Its directory, of some 40 MB at first, is made where the system keeps temporary files. TMPDIR=/dev/shm makes it
+// faster to come and go where that is large.
+//
 // # What is left behind
 //
 // Nothing, after Stop. When the process ends without it (a panic, os.Exit, a kill), a small watching shell notices,

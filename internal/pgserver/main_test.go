@@ -152,8 +152,12 @@ func (c *child) murder(t *testing.T) {
 // nothing is left in it, nor any process that works on it.
 func ownTemp(t *testing.T) string {
 	t.Helper()
-	// Not t.TempDir: only we may pass through that, and its name is long.
-	base := must(os.MkdirTemp("/tmp", "pgs"))(t)
+	// Not t.TempDir: only we may pass through that, and its name is long, as os.TempDir's is on macOS.
+	parent := os.TempDir()
+	if len(parent) > len("/var/tmp") {
+		parent = fallbackBase
+	}
+	base := must(os.MkdirTemp(parent, "pgs"))(t)
 	base = must(filepath.EvalSymlinks(base))(t)
 	check(t, os.Chmod(base, 0o777))
 	t.Setenv("TMPDIR", base)

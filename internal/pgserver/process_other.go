@@ -23,7 +23,7 @@ func (a *account) give(string) error    { return nil }
 func (a *account) assume(cmd *exec.Cmd) {}
 
 func detach(*exec.Cmd)                {}
-func killGroup(p *os.Process) error   { return p.Kill() }
+func endGroup(p *os.Process) error    { return p.Kill() }
 func quit(p *os.Process) error        { return p.Kill() }
 func ownFile(fs.FileInfo) bool        { return false }
 func bounds() owner                   { return owner{} }

@@ -23,7 +23,7 @@ type Server struct {
 // Start starts a server and returns when it accepts connections. See the package documentation for which.
 //
 // The context bounds the start alone: the server runs on when it ends. If the context ends first, or anything else
-// goes wrong, nothing is left behind. A cluster that does not accept connections within a minute is given up.
+// goes wrong, nothing is left behind. A cluster that does not accept connections within three minutes is given up.
 //
 // The error is [ErrNotFound] if there is no server to start. It never holds the password of PGRETRY_DSN.
 func Start(ctx context.Context, opts ...Option) (*Server, error) {

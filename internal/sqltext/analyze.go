@@ -105,6 +105,7 @@ type analysis struct {
 	executes     bool // EXPLAIN with ANALYZE, or not known to be without
 	modifies     bool // a word that may modify data or create a table
 	locks        bool
+	chains       bool // AND CHAIN was read
 	bodyExpected bool // the next token begins a common table expression's statement
 	copyAwaits   bool // COPY … FROM or TO was read
 	copyFrom     bool
@@ -318,12 +319,7 @@ func (a *analysis) word(t token) {
 			a.typeState = typeExpected
 		}
 	case wordChain:
-		if a.p1.isWord(wordAnd) {
-			switch a.head[0] {
-			case wordCommit, wordEnd, wordRollback, wordAbort:
-				a.info.AndChain, a.info.BeginsTx = true, true
-			}
-		}
+		a.chains = a.chains || a.p1.isWord(wordAnd)
 	case wordHold:
 		a.info.WithHold = a.info.WithHold || a.head[0] == wordDeclare && a.p1.isWord(wordWith)
 	case wordTemp:
@@ -680,7 +676,12 @@ func (a *analysis) endStatement() {
 	switch keyword {
 	case Begin:
 		a.info.TxControl, a.info.BeginsTx = true, true
-	case Commit, Rollback, PrepareTransaction:
+	case Commit, Rollback:
+		a.info.TxControl, a.info.EndsTx = true, true
+		if a.chains {
+			a.info.AndChain, a.info.BeginsTx = true, true
+		}
+	case PrepareTransaction:
 		a.info.TxControl, a.info.EndsTx = true, true
 	case CommitPrepared, RollbackPrepared:
 		a.info.TxControl = true
@@ -704,7 +705,7 @@ func (a *analysis) resetStatement() {
 	a.nameStart, a.nameParts, a.nameRole = 0, 0, roleExpression
 	a.typeState, a.pendingDML = typeNone, wordNone
 	a.explain, a.explainHead = explainNone, wordNone
-	a.executes, a.modifies, a.locks = false, false, false
+	a.executes, a.modifies, a.locks, a.chains = false, false, false, false
 	a.bodyExpected, a.copyAwaits, a.copyFrom = false, false, false
 	a.routine, a.atomicDepth = false, 0
 }

@@ -92,6 +92,7 @@ func TestWhateverIsNotUnderstoodIsNoProvenRead(t *testing.T) {
 		"with x as (select 1) insert into t table x",
 		"with x as (select 1), y as (delete from t) select 1",
 		"with x as (create table t (a int)) select 1",
+		"with x as (drop table t) select 1",
 		"insert into t values (1)",
 		"update t set a = 1",
 		"delete from t",

@@ -285,6 +285,8 @@ func TestFunctionsAreTheNamesBeforeAParenthesis(t *testing.T) {
 		"select $1(2), 'f'(1), 3(4)":                 "",
 		"select public.values(1), a.cast(2)":         "public.values a.cast",
 		"select 'f(1)', $$g(2)$$ /* h(3) */ -- i(4)": "",
+		"with x as (select 1) (select 2), f(b)":      "f",
+		"with x as (select 1); , f(b)":               "f",
 		"select treat(a as b)":                       "treat",
 	} {
 		got := strings.Join(Analyze(text).Functions, " ")

@@ -30,9 +30,12 @@ func (d Difference) String() string {
 type Exception struct {
 	Scenario   string
 	FeatureSet string
+	// When, if not nil, limits the exception to sets of features for which it
+	// returns true. On a real server it is not asked.
+	When func(drivertest.Features) bool
 	// Calls, if not 0, limits the exception to the log of inner calls: calls of
-	// these kinds are left out of the comparison. Query, if not empty, limits it
-	// further to calls whose text contains it.
+	// these kinds are left out of the comparison, all of it with drivertest.AnyCall.
+	// Query, if not empty, limits it further to calls whose text contains it.
 	Calls drivertest.Call
 	Query string
 	// Reason says why the difference is meant. It is required.
@@ -43,8 +46,35 @@ func (e Exception) String() string {
 	return fmt.Sprintf("scenario %q, features %q, calls %q, query %q (%s)", e.Scenario, e.FeatureSet, e.Calls, e.Query, e.Reason)
 }
 
-func (e Exception) matches(scenario, featureSet string) bool {
-	return matchPattern(e.Scenario, scenario) && matchPattern(e.FeatureSet, featureSet)
+func (e Exception) matches(scenario string, set drivertest.NamedFeatures) bool {
+	return matchPattern(e.Scenario, scenario) && matchPattern(e.FeatureSet, set.Name) &&
+		(e.When == nil || e.When(set.Features))
+}
+
+// ArgumentsFirst excuses what a wrapper cannot help that always implements
+// ExecerContext and QueryerContext and answers driver.ErrSkip where the inner driver
+// has neither these nor Execer and Queryer: database/sql checks the arguments before
+// it asks, and again after preparing, instead of only then. The application sees no
+// difference, except from a driver whose statements can check arguments and whose
+// connections cannot.
+func ArgumentsFirst() []Exception {
+	prepares := func(f drivertest.Features) bool {
+		return f&(drivertest.ExecerContext|drivertest.Execer) == 0 || f&(drivertest.QueryerContext|drivertest.Queryer) == 0
+	}
+	return []Exception{
+		{
+			When:   prepares,
+			Calls:  drivertest.AnyCall,
+			Reason: "arguments are checked before ErrSkip and once more after preparing",
+		},
+		{
+			Scenario: "argument*",
+			When: func(f drivertest.Features) bool {
+				return prepares(f) && f.Has(drivertest.StmtNamedValueChecker) && !f.Has(drivertest.NamedValueChecker)
+			},
+			Reason: "arguments that only the statement would take are refused before it exists",
+		},
+	}
 }
 
 func matchPattern(pattern, name string) bool {
@@ -87,11 +117,11 @@ type observation struct {
 
 // compare returns the difference between two observations that no exception
 // excuses, or "".
-func (x *exceptions) compare(scenario, featureSet string, raw, wrapped observation) string {
+func (x *exceptions) compare(scenario string, set drivertest.NamedFeatures, raw, wrapped observation) string {
 	whole := func(o observation) []string {
 		lines := slices.Clone(o.lines)
 		for _, call := range o.calls {
-			lines = append(lines, "inner "+mask(call.String()))
+			lines = append(lines, "inner "+call.String())
 		}
 		return lines
 	}
@@ -100,7 +130,7 @@ func (x *exceptions) compare(scenario, featureSet string, raw, wrapped observati
 		return ""
 	}
 	for i, e := range x.list {
-		if e.Reason == "" || !e.matches(scenario, featureSet) {
+		if e.Reason == "" || !e.matches(scenario, set) {
 			continue
 		}
 		if e.Calls == 0 {
@@ -131,6 +161,10 @@ func diff(raw, wrapped []string) string {
 	if slices.Equal(raw, wrapped) {
 		return ""
 	}
+	raw, wrapped = maskAll(raw), maskAll(wrapped)
+	if slices.Equal(raw, wrapped) {
+		return ""
+	}
 	const before, after = 3, 4
 	at := 0
 	for at < len(raw) && at < len(wrapped) && raw[at] == wrapped[at] {
@@ -153,4 +187,12 @@ func diff(raw, wrapped []string) string {
 		b.WriteString("  wrapped  (ends here)\n")
 	}
 	return b.String()
+}
+
+func maskAll(lines []string) []string {
+	masked := make([]string, len(lines))
+	for i, line := range lines {
+		masked[i] = mask(line)
+	}
+	return masked
 }

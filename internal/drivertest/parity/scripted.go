@@ -19,7 +19,7 @@ func RunScripted(t *testing.T, wrap func(driver.Connector) driver.Connector, exc
 	x := newExceptions(except)
 	for _, sc := range scriptedScenarios {
 		t.Run(sc.name, func(t *testing.T) {
-			for _, set := range drivertest.FeatureSets() {
+			for _, set := range sc.featureSets() {
 				if text := compareScripted(x, sc, set, wrap); text != "" {
 					t.Errorf("with features %s:\n%s", set.Name, text)
 				}
@@ -40,7 +40,7 @@ func CompareScripted(wrap func(driver.Connector) driver.Connector, except []Exce
 		if len(scenarios) > 0 && !slices.Contains(scenarios, sc.name) {
 			continue
 		}
-		for _, set := range drivertest.FeatureSets() {
+		for _, set := range sc.featureSets() {
 			if text := compareScripted(x, sc, set, wrap); text != "" {
 				differences = append(differences, Difference{sc.name, set.Name, text})
 			}
@@ -49,9 +49,24 @@ func CompareScripted(wrap func(driver.Connector) driver.Connector, except []Exce
 	return append(differences, x.problems()...)
 }
 
+// featureSets returns the sets a scenario runs over.
+func (sc scenario) featureSets() []drivertest.NamedFeatures {
+	sets := drivertest.FeatureSets()
+	if !sc.connOnly {
+		return sets
+	}
+	const others = drivertest.RowsFeatures | drivertest.DriverContext | drivertest.ConnectorCloser
+	seen := make(map[drivertest.Features]bool)
+	return slices.DeleteFunc(sets, func(set drivertest.NamedFeatures) bool {
+		rest := set.Features &^ others
+		defer func() { seen[rest] = true }()
+		return seen[rest]
+	})
+}
+
 func compareScripted(x *exceptions, sc scenario, set drivertest.NamedFeatures, wrap func(driver.Connector) driver.Connector) string {
 	bare := func(c driver.Connector) driver.Connector { return c }
-	return x.compare(sc.name, set.Name, observeScripted(sc, set, bare), observeScripted(sc, set, wrap))
+	return x.compare(sc.name, set, observeScripted(sc, set, bare), observeScripted(sc, set, wrap))
 }
 
 func observeScripted(sc scenario, set drivertest.NamedFeatures, wrap func(driver.Connector) driver.Connector) observation {
@@ -70,8 +85,9 @@ func observeScripted(sc scenario, set drivertest.NamedFeatures, wrap func(driver
 			calls[e.Call]++
 		}
 		for call := drivertest.Call(1); call < drivertest.AnyCall; call <<= 1 {
-			// How often connections are opened, reset and closed is a matter of luck.
-			if call&(drivertest.Connect|drivertest.Close|drivertest.ResetSession|drivertest.IsValid) == 0 {
+			// How often connections are opened, reset and closed is a matter of luck, and
+			// the checks of arguments are compared elsewhere.
+			if call&(drivertest.CheckNamedValue|drivertest.StmtCheckNamedValue|drivertest.Connect|drivertest.Close|drivertest.ResetSession|drivertest.IsValid) == 0 {
 				s.note("inner calls %v: %s", call, strconv.Itoa(calls[call]))
 			}
 		}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/pgretry/pgretry/internal/drivertest"
 )
 
 // Opener opens a real server with and without the wrapper. Both handles and each
@@ -74,7 +76,7 @@ func compareServer(t *testing.T, x *exceptions, sc scenario, open Opener) string
 		s := &session{db: db, watch: watch}
 		return observation{lines: play(s, sc)}
 	}
-	return x.compare(sc.name, "", observe(open.Raw(t)), observe(open.Wrapped(t)))
+	return x.compare(sc.name, drivertest.NamedFeatures{}, observe(open.Raw(t)), observe(open.Wrapped(t)))
 }
 
 // setUp makes the tables and types of the scenarios, once, so that both sides see

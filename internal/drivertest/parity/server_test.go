@@ -38,3 +38,41 @@ func bare(c driver.Connector) driver.Connector { return c }
 func TestABareDriverEqualsItselfOnAServer(t *testing.T) {
 	parity.Run(t, libPQ(t, bare))
 }
+
+func TestAFaithfulWrapperPassesOnAServer(t *testing.T) {
+	parity.Run(t, libPQ(t, flaws{}.wrap))
+}
+
+func TestAnUnfaithfulWrapperIsCaughtOnAServer(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		flaws    flaws
+		scenario string
+	}{
+		{"loses scan types", flaws{losesScanType: true}, "column types and values"},
+		{"loses further result sets", flaws{losesResultSets: true}, "several statements"},
+		{"wraps errors", flaws{wrapsErrors: true}, "server errors"},
+		{"wraps errors of rows", flaws{wrapsErrorsOfRows: true}, "errors in mid result"},
+		{"hides errors of rows", flaws{hidesErrorsOfRows: true}, "query row"},
+		{"swallows affected rows", flaws{swallowsAffected: true}, "exec results"},
+		{"hides the validator", flaws{neverValidates: true}, "cancelled idle transaction"},
+		{"loses contexts", flaws{losesContext: true}, "deadline"},
+		{"ignores transaction options", flaws{ignoresOptions: true}, "isolation levels"},
+		{"loses the argument checker", flaws{losesArgumentChecker: true}, "arguments"},
+		{"prepares everything", flaws{preparesEverything: true}, "several statements"},
+		{"leaks statements", flaws{leaksStatements: true}, "prepared statements in transactions"},
+		{"hides the real connection", flaws{hidesRaw: true}, "raw connections"},
+		{"says an aborted block committed", flaws{commitsAborted: true}, "aborted blocks"},
+		{"hands out bytes of the row before", flaws{copiesBytesLate: true}, "scan destinations"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			differences := parity.Compare(t, libPQ(t, c.flaws.wrap), nil, c.scenario)
+			if len(differences) == 0 {
+				t.Errorf("not caught by scenario %q", c.scenario)
+			}
+			for _, d := range differences {
+				t.Log(d)
+			}
+		})
+	}
+}

@@ -23,6 +23,9 @@ type scenario struct {
 	// unordered is set where several goroutines leave the order of inner calls and the
 	// size of the pool to chance.
 	unordered bool
+	// connOnly is set where sets of features that differ in no more than rows,
+	// connector and driver would say the same again.
+	connOnly bool
 	// copyIn is set where the driver must offer COPY FROM STDIN through Prepare.
 	copyIn bool
 }

@@ -23,7 +23,7 @@ type transcript struct {
 func (t *transcript) note(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.lines = append(t.lines, mask(fmt.Sprintf(format, args...)))
+	t.lines = append(t.lines, fmt.Sprintf(format, args...))
 }
 
 func (t *transcript) snapshot() []string {

@@ -6,7 +6,9 @@ import (
 	"bufio"
 	"bytes"
 	"database/sql"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strings"
@@ -56,7 +58,7 @@ func TestEachTestHasASchemaOfItsOwn(t *testing.T) {
 }
 
 func TestServerIsSharedAndHasTheOptionsOfMain(t *testing.T) {
-	if Server(t) != Server(t) {
+	if one, two := Server(t), Server(t); one != two {
 		t.Error("there are two servers")
 	}
 	db := connect(t, DSN(t))
@@ -77,9 +79,7 @@ func TestServerEndsWithTheTestsHoweverTheyEnd(t *testing.T) {
 		later  bool // it is the guard that cleans up, after the end
 	}{
 		{ending: "return", code: 0, output: "PASS"},
-		{ending: "fatal", code: 1, output: "FAIL"},
 		{ending: "panic", code: 2, output: "panic: on purpose", later: true},
-		{ending: "panic elsewhere", code: 2, output: "panic: on purpose", later: true},
 		{ending: "exit", code: 7, later: true},
 		{ending: "wait", signal: syscall.SIGINT, code: -1},
 		{ending: "wait", signal: syscall.SIGTERM, code: -1},
@@ -92,9 +92,8 @@ func TestServerEndsWithTheTestsHoweverTheyEnd(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			cmd, stdout := ownProcess(t, test.ending)
-			var dir string
-			var pid int
-			if _, err := fmt.Fscanf(stdout, "server in %s with process %d\n", &dir, &pid); err != nil {
+			var dir, dsn string
+			if _, err := fmt.Fscanf(stdout, "server in %s at %s\n", &dir, &dsn); err != nil {
 				t.Fatalf("the process did not start a server: %v", err)
 			}
 			if test.signal != 0 {
@@ -116,9 +115,10 @@ func TestServerEndsWithTheTestsHoweverTheyEnd(t *testing.T) {
 			if !strings.Contains(output.String(), test.output) {
 				t.Errorf("it did not say %q but:\n%s", test.output, output.String())
 			}
+			db := connect(t, dsn)
 			gone := func() bool {
 				_, err := os.Lstat(dir)
-				return os.IsNotExist(err) && syscall.Kill(pid, 0) == syscall.ESRCH
+				return errors.Is(err, fs.ErrNotExist) && db.Ping() != nil
 			}
 			if !test.later && !gone() {
 				t.Error("the server outlived the tests")
@@ -178,16 +178,11 @@ func TestInAProcessOfItsOwn(t *testing.T) {
 	server := Server(t)
 	how := os.Getenv(ending)
 	if how != "" {
-		fmt.Printf("server in %s with process %d\n", server.Dir(), server.PID())
+		fmt.Printf("server in %s at %s\n", server.Dir(), server.DSN())
 	}
 	switch how {
-	case "fatal":
-		t.Fatal("on purpose")
 	case "panic":
 		panic("on purpose")
-	case "panic elsewhere":
-		go panic("on purpose")
-		select {}
 	case "exit":
 		os.Exit(7)
 	case "wait":

@@ -104,7 +104,10 @@ func (f *Fetcher) unpack(ctx context.Context, archives, dir string) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(output)))
+		if said := strings.TrimSpace(string(output)); said != "" {
+			return errors.New(said)
+		}
+		return err
 	}
 	return nil
 }

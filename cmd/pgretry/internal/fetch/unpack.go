@@ -46,7 +46,7 @@ func Unpack(repository, archives, dir string) error {
 	}
 	for _, program := range []string{"initdb", "postgres", "pg_ctl"} {
 		if _, err := os.Stat(filepath.Join(dir, programs, program)); err != nil {
-			return fmt.Errorf("%w: %w", stopped, err)
+			return fmt.Errorf("unpack %s: %w", program, stopped)
 		}
 	}
 	return nil

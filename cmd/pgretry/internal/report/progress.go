@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
@@ -69,12 +70,17 @@ func (p *Progress) End(result runner.Result) error {
 	if p.bar != nil {
 		return nil
 	}
-	_, err := fmt.Fprintf(p.out, "[%2d/%d] %s %6d commits %6d errors\n", p.begun, p.runs, p.label, result.Commits, result.Errors)
+	width := len(strconv.Itoa(p.runs))
+	_, err := fmt.Fprintf(p.out, "[%*d/%d] %s %6d commits %6d errors\n", width, p.begun, p.runs, p.label, result.Commits, result.Errors)
 	return err
 }
 
-// Close takes the bar away.
-func (p *Progress) Close() error { return p.clear() }
+// Close takes the bar away. It may be called again.
+func (p *Progress) Close() error {
+	err := p.clear()
+	p.bar = nil
+	return err
+}
 
 func (p *Progress) clear() error {
 	if p.bar == nil {

@@ -43,13 +43,14 @@ func TestTheTableHasALinePerWorkloadAndDriver(t *testing.T) {
  workload     driver   commits      errors    attempts  p50    p99  deadlocks  serialization  invariant
                                       seen  per commit   ms     ms   survived       failures
                                                                                     survived
-───────────────────────────────────────────────────────────────────────────────────────────────────────
+────────────────────────────────────────────────────────────────────────────────────────────────────────
  transfer/rr  lib/pq       200  50 × 40001        1.30  1.5  123.5          0              0  held
                                 10 × 40P01
               pgretry      300           0        1.25  0.9   50.0          5             70  held
-───────────────────────────────────────────────────────────────────────────────────────────────────────
+────────────────────────────────────────────────────────────────────────────────────────────────────────
  ids          lib/pq         0   7 × 40P01           –    –      –          0              0  held
               pgretry       10           0        1.00    –      –          0              0  VIOLATED
+
 PostgreSQL 18.1, deadlock_timeout 10ms, 8 workers, 2.5s per workload and driver, seed 42.
 Errors are those the application saw; p50 and p99 are of committed transactions, waits and repetitions included.
 lib/pq: 67 of 267 transactions failed.

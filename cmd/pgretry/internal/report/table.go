@@ -16,7 +16,7 @@ import (
 
 // WriteText writes the table, a summary and the span tree.
 func WriteText(out io.Writer, d Demo) error {
-	_, err := fmt.Fprintf(out, "%s\n%s\n\n%s\n%s\n", d.table(), d.summary(), "One transaction, as OpenTelemetry saw it (REPEATABLE READ; rivals made it fail twice):", d.Transaction)
+	_, err := fmt.Fprintf(out, "%s\n\n%s\n\n%s\n%s\n", d.table(), d.summary(), "One transaction, as OpenTelemetry saw it (REPEATABLE READ; rivals made it fail twice):", d.Transaction)
 	return err
 }
 

@@ -47,6 +47,8 @@ func Open(ctx context.Context, dsn string, settings Settings) (*Sandbox, error) 
 		switch err := probe(ctx, dsn, set); {
 		case err == nil:
 			maps.Copy(parameters, set)
+		case errors.Is(err, ErrDSN):
+			return nil, err
 		case settings.Insist || !lacksPrivilege(err):
 			return nil, fmt.Errorf("connect with deadlock_timeout %v: %w", settings.DeadlockTimeout, err)
 		}
