@@ -177,7 +177,7 @@ func (l *loop) next(v verdict) (wait time.Duration, limit string) {
 // closed waits until the transactions that the closure left to a context's end
 // are rolled back.
 func (l *loop) closed(a *attempt) bool {
-	ctx, cancel := context.WithTimeout(l.ctx, closingTime)
+	ctx, cancel := context.WithTimeout(l.ctx, l.config.closing)
 	defer cancel()
 	select {
 	case <-a.whenClosed():

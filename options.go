@@ -203,9 +203,10 @@ type config struct {
 	onRetry        func(context.Context, Event)
 
 	// What tests replace: time and chance.
-	now    func() time.Time
-	wait   func(context.Context, time.Duration) error
-	random func(n int64) int64
+	closing time.Duration
+	now     func() time.Time
+	wait    func(context.Context, time.Duration) error
+	random  func(n int64) int64
 }
 
 func newConfig(options []Option) (*config, error) {
@@ -213,6 +214,8 @@ func newConfig(options []Option) (*config, error) {
 		policy: Policy{}.withDefaults(),
 		now:    time.Now,
 		wait:   wait,
+
+		closing: closingTime,
 	}
 	if err := applyOptions(c, options); err != nil {
 		return nil, err

@@ -141,7 +141,12 @@ func runTx(ctx context.Context, a *attempt, db TxBeginner, opts *sql.TxOptions, 
 	}
 	ended = true
 	if err == nil {
-		return PhaseCommit, tx.Commit()
+		if err = tx.Commit(); err != nil {
+			// If the context's end kept COMMIT from being sent, the transaction is
+			// still there; otherwise this does nothing.
+			_ = tx.Rollback()
+		}
+		return PhaseCommit, err
 	}
 	rollbackErr := tx.Rollback()
 	switch {

@@ -108,7 +108,9 @@ func (d *demo) run(command *cobra.Command) (err error) {
 	closed := false
 	defer func() {
 		if !closed {
-			err = errors.Join(err, closeBox())
+			if left := closeBox(); left != nil {
+				err = errors.Join(err, cleanupError{left})
+			}
 		}
 	}()
 	found := report.Demo{
@@ -123,8 +125,10 @@ func (d *demo) run(command *cobra.Command) (err error) {
 	if found.Results, err = d.runAll(ctx, box, workloads, progress); err != nil {
 		return err
 	}
-	if found.Transaction, err = spantree.Capture(ctx, box); err != nil {
-		return err
+	// What the workloads showed is worth showing without a tree, too.
+	var captured error
+	if found.Transaction, captured = spantree.Capture(ctx, box); ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	closed = true
 	if err := errors.Join(closeBox(), progress.Close()); err != nil {
@@ -137,7 +141,7 @@ func (d *demo) run(command *cobra.Command) (err error) {
 	if err := write(command.OutOrStdout(), found); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
-	return lost(found.Lost(runner.Retrying))
+	return errors.Join(lost(found.Lost(runner.Retrying)), captured)
 }
 
 // open returns a sandbox on the user's server or on a throwaway one, and what ends both.
@@ -179,7 +183,7 @@ func (d *demo) open(ctx context.Context, progress *report.Progress) (_ *sandbox.
 	if err != nil {
 		return nil, nil, errors.Join(err, stop())
 	}
-	return box, func() error { return errors.Join(closeSandbox(ctx, box), stop()) }, nil
+	return box, func() error { return errors.Join(box.Abandon(), stop()) }, nil
 }
 
 // dsnSource says where the connection string comes from, without showing it.

@@ -34,6 +34,12 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// cleanupError says what could not be removed. It is shown even after an interruption, which makes
+// other errors meaningless.
+type cleanupError struct{ error }
+
+func (e cleanupError) Unwrap() error { return e.error }
+
 func main() {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -62,6 +68,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	_, wrongUsage := errors.AsType[usageError](err)
 	switch {
 	case errors.Is(err, errInterrupted), ctx.Err() != nil:
+		if left, ok := errors.AsType[cleanupError](err); ok {
+			fmt.Fprintf(stderr, "pgretry: %v\n", left)
+		}
 		fmt.Fprintln(stderr, "pgretry: interrupted")
 		return exitInterrupted
 	case wrongUsage:

@@ -47,38 +47,54 @@ func TestUsage(t *testing.T) {
 		{"argument", []string{"demo", "crossing"}, 2, "", `pgretry: pgretry demo takes flags only, not the argument "crossing"` + see},
 		{"unknown flag", []string{"demo", "--worker", "8"}, 2, "", `pgretry: unknown flag: --worker` + see},
 		{
-			"workload", []string{"demo", "--workload", "crossing,skews"}, 2, "",
+			"workload",
+			[]string{"demo", "--workload", "crossing,skews"},
+			2, "",
 			`pgretry: invalid argument "crossing,skews" for "--workload" flag: no workload is called "skews": choose from crossing, upserts, cache, counter, share, skew, transfer, ids` + see,
 		},
 		{
-			"empty workload", []string{"demo", "--workload", "crossing,"}, 2, "",
+			"empty workload",
+			[]string{"demo", "--workload", "crossing,"},
+			2, "",
 			`pgretry: invalid argument "crossing," for "--workload" flag: want names separated by commas, from crossing, upserts, cache, counter, share, skew, transfer, ids` + see,
 		},
 		{"no number of workers", []string{"demo", "--workers", "many"}, 2, "", `pgretry: invalid argument "many" for "--workers" flag: want a whole number from 2 to 64` + see},
 		{"too few workers", []string{"demo", "--workers", "1"}, 2, "", `pgretry: invalid argument "1" for "--workers" flag: want a whole number from 2 to 64` + see},
 		{"too many workers", []string{"demo", "--workers=65"}, 2, "", `pgretry: invalid argument "65" for "--workers" flag: want a whole number from 2 to 64` + see},
 		{
-			"duration without a unit", []string{"demo", "--duration", "3"}, 2, "",
+			"duration without a unit",
+			[]string{"demo", "--duration", "3"},
+			2, "",
 			`pgretry: invalid argument "3" for "--duration" flag: want a duration from 10ms to 1h0m0s in whole milliseconds, such as 500ms or 3s` + see,
 		},
 		{
-			"negative duration", []string{"demo", "--duration", "-3s"}, 2, "",
+			"negative duration",
+			[]string{"demo", "--duration", "-3s"},
+			2, "",
 			`pgretry: invalid argument "-3s" for "--duration" flag: want a duration from 10ms to 1h0m0s in whole milliseconds, such as 500ms or 3s` + see,
 		},
 		{
-			"deadlock timeout", []string{"demo", "--deadlock-timeout", "1.5ms"}, 2, "",
+			"deadlock timeout",
+			[]string{"demo", "--deadlock-timeout", "1.5ms"},
+			2, "",
 			`pgretry: invalid argument "1.5ms" for "--deadlock-timeout" flag: want a duration from 1ms to 1m0s in whole milliseconds, such as 500ms or 3s` + see,
 		},
 		{
-			"seed", []string{"demo", "--seed", "-1"}, 2, "",
+			"seed",
+			[]string{"demo", "--seed", "-1"},
+			2, "",
 			`pgretry: invalid argument "-1" for "--seed" flag: want a whole number from 0 to 18446744073709551615` + see,
 		},
 		{
-			"empty connection string", []string{"demo", "--dsn", ""}, 2, "",
+			"empty connection string",
+			[]string{"demo", "--dsn", ""},
+			2, "",
 			`pgretry: invalid argument "" for "--dsn" flag: not a connection string that lib/pq understands: want a URL such as postgres://user@host/database, or host=… user=… dbname=…` + see,
 		},
 		{
-			"connection string, which is not shown", []string{"demo", "--dsn", "postgres://me:secret@host:port"}, 2, "",
+			"connection string, which is not shown",
+			[]string{"demo", "--dsn", "postgres://me:secret@host:port"},
+			2, "",
 			`pgretry: invalid argument for "--dsn" flag: not a connection string that lib/pq understands: want a URL such as postgres://user@host/database, or host=… user=… dbname=…` + see,
 		},
 	} {
@@ -198,6 +214,9 @@ func TestTheDemoFailsIfPgretryLosesATransaction(t *testing.T) {
 	}
 	if !strings.Contains(stderr.String(), "pgretry: pgretry lost ") || !strings.Contains(stderr.String(), "of crossing") {
 		t.Errorf("stderr is %s", stderr.String())
+	}
+	if !strings.Contains(stdout.String(), " crossing  lib/pq ") {
+		t.Errorf("the table is missing: %s", stdout.String())
 	}
 }
 
@@ -364,6 +383,44 @@ func TestAnInterruptionDropsTheSchemaOnTheUsersServer(t *testing.T) {
 	}
 	c.mustEndInterrupted(t)
 	mustHaveNoSandbox(t, server.DSN())
+}
+
+func TestAnInterruptionThatCannotDropTheSchemaSaysSo(t *testing.T) {
+	db, err := sql.Open("postgres", pgtest.DSN(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	c := start(t, "demo", "--dsn", pgtest.Server(t).DSN(), "--workload", "crossing", "--duration", "1h")
+	c.waitFor(t, "deadlock_timeout 10ms, 8 workers")
+	// A demo under way has a schema with a table: lock that against DROP.
+	schema := ""
+	for schema == "" {
+		err := db.QueryRowContext(t.Context(), `
+			SELECT nspname FROM pg_namespace JOIN pg_class ON relnamespace = pg_namespace.oid
+			WHERE nspname LIKE 'pgretry\_demo\_%' AND relname = 'words'`).Scan(&schema)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			t.Fatal(err)
+		}
+	}
+	blocker, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := blocker.ExecContext(t.Context(), `LOCK TABLE `+schema+`.words IN ACCESS SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	c.waitFor(t, "pgretry: drop the schema "+schema+": ")
+	c.mustEndInterrupted(t)
+	if err := blocker.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), `DROP SCHEMA `+schema+` CASCADE`); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestAThrowawayServerIsGoneAfterTheDemo(t *testing.T) {

@@ -134,15 +134,15 @@ func (c *cluster) initialize(ctx context.Context) error {
 		"--pgdata="+c.dataDir(), "--username="+superuser, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
 	c.prepare(cmd)
 	cmd.Stdout, cmd.Stderr = &output, &output
-	// initdb's own children have to go too: they would write to a directory that is being removed.
-	cmd.Cancel = func() error { return endGroup(cmd.Process) }
+	// Killing initdb alone lets the server it runs see the end of its input and finish in good order. If that were
+	// killed as well it would leave shared memory behind. Wait waits for it too, as it holds the output's pipe.
 	cmd.WaitDelay = stopLimit
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("run initdb%s: %w", c.account, err)
 	}
-	c.tellGuard(cmd.Process.Pid)
+	c.watch("KILL", cmd.Process.Pid)
 	err := cmd.Wait()
-	c.tellGuard(0)
+	c.unwatch()
 	if ctx.Err() != nil {
 		return fmt.Errorf("run initdb: %w", ctx.Err())
 	}
@@ -191,7 +191,7 @@ func (c *cluster) launch(ctx context.Context) error {
 		return fmt.Errorf("run postgres%s: %w", c.account, err)
 	}
 	c.cmd, c.exited = cmd, make(chan struct{})
-	c.tellGuard(cmd.Process.Pid)
+	c.watch("QUIT", cmd.Process.Pid)
 	go c.reap()
 
 	// Over the socket in our own directory nobody else can answer, as they can on the port. The server opens the
@@ -224,7 +224,7 @@ func (c *cluster) launch(ctx context.Context) error {
 // reap waits for the postmaster's end, so that its process id stays its own until the guard knows.
 func (c *cluster) reap() {
 	c.waitErr = c.cmd.Wait()
-	c.tellGuard(0)
+	c.unwatch()
 	close(c.exited)
 }
 
@@ -292,11 +292,22 @@ func (c *cluster) prepare(cmd *exec.Cmd) {
 	cmd.Env = append(cmd.Env, "LC_ALL=C") // messages that exitedEarly understands
 }
 
-func (c *cluster) tellGuard(pid int) {
+// watch tells the guard which process has to end with us.
+func (c *cluster) watch(signal string, pid int) {
 	if c.guard == nil {
 		return
 	}
-	if err := c.guard.watch(pid); err != nil {
+	if err := c.guard.watch(signal, pid); err != nil {
+		c.logf("pgserver: %v", err)
+	}
+}
+
+// unwatch tells the guard that the process has ended.
+func (c *cluster) unwatch() {
+	if c.guard == nil {
+		return
+	}
+	if err := c.guard.unwatch(); err != nil {
 		c.logf("pgserver: %v", err)
 	}
 }

@@ -9,24 +9,25 @@ import (
 )
 
 // guardScript waits until the pipe from its parent closes, whatever ends the parent, and cleans up then: nothing
-// that is part of the parent can do that after a panic in another goroutine or a kill. Each line of its input is the
-// id of the process to end, empty if there is none; "done" says that there is nothing to clean up.
+// that is part of the parent can do that after a panic in another goroutine or a kill. Each line of its input is a
+// signal and the id of the process to end with it, "none" if there is no process, or "done" if there is nothing to
+// clean up.
 const guardScript = `
 PATH=/usr/bin:/bin
-pid=
-while read -r line; do
-	case $line in
-	done) exit 0 ;;
-	*) pid=$line ;;
-	esac
+signal=none pid=
+while read -r s p; do
+	[ "$s" = done ] && exit 0
+	signal=$s pid=$p
 done
-if [ -n "$pid" ]; then
-	kill -QUIT "$pid"
+if [ "$signal" != none ]; then
+	kill -s "$signal" "$pid"
 	tries=0
 	while kill -0 "$pid" && [ $tries -lt 80 ]; do
 		sleep 0.1 || sleep 1
 		tries=$((tries + 1))
 	done
+	# The children of a killed initdb end by themselves.
+	[ "$signal" = KILL ] && sleep 1
 fi
 rm -rf "$1" || { sleep 1; rm -rf "$1"; }
 `
@@ -53,26 +54,26 @@ func startGuard(dir string) (*guard, error) {
 	return &guard{cmd: cmd, stdin: stdin}, nil
 }
 
-// watch names the process that has to end with us; 0 is none.
-func (g *guard) watch(pid int) error {
-	line := "\n"
-	if pid > 0 {
-		line = fmt.Sprintf("%d\n", pid)
-	}
+// watch names the process that has to end with us, and the signal (QUIT, KILL) that does it.
+func (g *guard) watch(signal string, pid int) error {
+	return g.tell(fmt.Sprintf("%s %d", signal, pid))
+}
+
+// unwatch says that the process has ended: its id may soon be another's.
+func (g *guard) unwatch() error { return g.tell("none") }
+
+func (g *guard) tell(line string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, err := io.WriteString(g.stdin, line); err != nil {
-		return fmt.Errorf("tell the guard about process %d: %w", pid, err)
+	if _, err := io.WriteString(g.stdin, line+"\n"); err != nil {
+		return fmt.Errorf("tell the guard %q: %w", line, err)
 	}
 	return nil
 }
 
 // release ends the guard when there is nothing left to clean up.
 func (g *guard) release() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	_, err := io.WriteString(g.stdin, "done\n")
-	if err := errors.Join(err, g.stdin.Close(), g.cmd.Wait()); err != nil {
+	if err := errors.Join(g.tell("done"), g.stdin.Close(), g.cmd.Wait()); err != nil {
 		return fmt.Errorf("release the guard: %w", err)
 	}
 	return nil

@@ -73,9 +73,6 @@ func (a *account) assume(cmd *exec.Cmd) {
 // detach makes cmd the leader of its own process group, away from the terminal's signals.
 func detach(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
 
-// endGroup tells the process group that p leads to end. It is not killed, as it would leave shared memory behind.
-func endGroup(p *os.Process) error { return syscall.Kill(-p.Pid, syscall.SIGTERM) }
-
 // quit tells a postmaster to shut down at once, without a checkpoint.
 func quit(p *os.Process) error {
 	if err := p.Signal(syscall.SIGQUIT); err != nil && !errors.Is(err, os.ErrProcessDone) {

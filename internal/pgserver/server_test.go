@@ -198,6 +198,7 @@ func TestEnvironmentHasNoSayInACluster(t *testing.T) {
 	ownTemp(t)
 	t.Setenv("PGDATA", "/nonexistent")
 	t.Setenv("PGPORT", "1")
+	t.Setenv("PGDATESTYLE", "nonsense") // the server reads it too
 	t.Setenv("PGHOSTADDR", "192.0.2.1")
 	t.Setenv("LC_ALL", "xx_XX.UTF-8")
 	start(t)

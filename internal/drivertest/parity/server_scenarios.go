@@ -664,7 +664,7 @@ func cancelledBefore(s *session) {
 		name string
 		do   func(*sql.Conn) error
 	}{
-		{"exec on a connection", func(c *sql.Conn) error { _, err := c.ExecContext(ctx, "SELECT pg_sleep(50)"); return err }},
+		{"exec on a connection", func(c *sql.Conn) error { _, err := c.ExecContext(ctx, "SELECT pg_sleep(20)"); return err }},
 		{"begin on a connection", func(c *sql.Conn) error { _, err := c.BeginTx(ctx, nil); return err }},
 		{"ping on a connection", func(c *sql.Conn) error { return c.PingContext(ctx) }},
 	} {
@@ -684,7 +684,7 @@ func cancelledBefore(s *session) {
 	}
 }
 
-const sleep = "SELECT pg_sleep(50)"
+const sleep = "SELECT pg_sleep(20)"
 
 func cancelledDuringExec(s *session) {
 	pid := s.pid(s.db)
@@ -692,7 +692,7 @@ func cancelledDuringExec(s *session) {
 	s.settle("cancelled")
 	s.note("same backend: %t", s.pid(s.db) == pid)
 	s.whileSleeping("parity args", func(ctx context.Context) {
-		s.execContext(ctx, s.db, "SELECT pg_sleep($1) /* parity args */", 50)
+		s.execContext(ctx, s.db, "SELECT pg_sleep($1) /* parity args */", 20)
 	})
 	s.settle("cancelled")
 	s.query(s.db, "SELECT 1")
@@ -712,7 +712,7 @@ func cancelledDuringQuery(s *session) {
 
 func cancelledDuringNext(s *session) {
 	// The first rows are long enough to reach the client before the server sleeps.
-	const query = "SELECT i, repeat('x', 9000), CASE WHEN i > 4 THEN pg_sleep(50) END FROM generate_series(1, 10) i /* parity next */"
+	const query = "SELECT i, repeat('x', 9000), CASE WHEN i > 4 THEN pg_sleep(20) END FROM generate_series(1, 10) i /* parity next */"
 	use := func(begin func(context.Context) (querier, func())) {
 		ctx, cancel := context.WithCancel(s.ctx)
 		defer cancel()

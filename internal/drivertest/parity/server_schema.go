@@ -30,7 +30,7 @@ CREATE TABLE parity_types (
 	j json, jb jsonb, u uuid, x xml, ip inet, mac macaddr, bits bit(3), vbits varbit(5), pt point, r int4range,
 	ai int4[], at text[], an numeric(6,1)[], au uuid[], o oid, m money, mood parity_mood, short parity_short, amood parity_mood[])
 
-CREATE FUNCTION parity_sleep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(50); RETURN NULL; END'
+CREATE FUNCTION parity_sleep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(20); RETURN NULL; END'
 
 CREATE TABLE parity_slow (id int)
 

@@ -55,8 +55,6 @@ func TestAnUnfaithfulWrapperIsCaughtOnAServer(t *testing.T) {
 		{"wraps errors of rows", flaws{wrapsErrorsOfRows: true}, "errors in mid result"},
 		{"hides errors of rows", flaws{hidesErrorsOfRows: true}, "query row"},
 		{"swallows affected rows", flaws{swallowsAffected: true}, "exec results"},
-		{"hides the validator", flaws{neverValidates: true}, "cancelled idle transaction"},
-		{"loses contexts", flaws{losesContext: true}, "deadline"},
 		{"ignores transaction options", flaws{ignoresOptions: true}, "isolation levels"},
 		{"loses the argument checker", flaws{losesArgumentChecker: true}, "arguments"},
 		{"prepares everything", flaws{preparesEverything: true}, "several statements"},

@@ -20,7 +20,7 @@ type Demo struct {
 	Seed     uint64
 	// Results are in the order in which they were run, and so two by two.
 	Results []runner.Result
-	// Transaction is the span tree of one transaction that took several attempts.
+	// Transaction is the span tree of one transaction that took several attempts, nil if there is none.
 	Transaction *spantree.Span
 }
 

@@ -14,9 +14,15 @@ import (
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/runner"
 )
 
-// WriteText writes the table, a summary and the span tree.
+// WriteText writes the table, a summary and, if there is one, the span tree.
 func WriteText(out io.Writer, d Demo) error {
-	_, err := fmt.Fprintf(out, "%s\n\n%s\n\n%s\n%s\n", d.table(), d.summary(), "One transaction, as OpenTelemetry saw it (REPEATABLE READ; rivals made it fail twice):", d.Transaction)
+	if _, err := fmt.Fprintf(out, "%s\n\n%s\n", d.table(), d.summary()); err != nil {
+		return err
+	}
+	if d.Transaction == nil {
+		return nil
+	}
+	_, err := fmt.Fprintf(out, "\nOne transaction, as OpenTelemetry saw it (REPEATABLE READ; rivals made it fail twice):\n%s\n", d.Transaction)
 	return err
 }
 

@@ -126,6 +126,9 @@ func (s *Sandbox) Empty(ctx context.Context) error {
 	return nil
 }
 
+// Abandon disconnects and leaves the schema to a server that is about to vanish.
+func (s *Sandbox) Abandon() error { return s.db.Close() }
+
 // Close drops the schema and disconnects. It works within ctx, which should outlive the work done
 // in the sandbox; the error names the schema if that is still there.
 func (s *Sandbox) Close(ctx context.Context) error {
