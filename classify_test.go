@@ -355,7 +355,8 @@ func TestEveryRowOfTheClassTable(t *testing.T) {
 
 	// Connections.
 	for _, err := range []error{
-		driver.ErrBadConn, io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, likeBadConn{},
+		driver.ErrBadConn, io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed,
+		likeBadConn{},
 		&pgxLockError{"conn closed"},
 		connectionRefused,
 		&net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)},
@@ -494,7 +495,8 @@ func TestWordsOfAnEngineInTheWrongPlaceMeanNothing(t *testing.T) {
 }
 
 func TestTranslatedServersAreUnderstood(t *testing.T) {
-	for _, fatal := range []string{"FATAL", "FATALE", "FATALT", "ВАЖНО", "ФАТАЛЬНО", "ფატალური", "치명적오류", "致命错误", "致命的エラー", "KATASTROFALNY", "ÖLÜMCÜL",
+	for _, fatal := range []string{
+		"FATAL", "FATALE", "FATALT", "ВАЖНО", "ФАТАЛЬНО", "ფატალური", "치명적오류", "致命错误", "致命的エラー", "KATASTROFALNY", "ÖLÜMCÜL",
 		"PANIC", "PANIK", "PANICO", "PÂNICO", "ПАНИКА", "ПАНІКА", "პანიკა", "손상", "比致命错误还过分的错误",
 	} {
 		if got := Classify(pqAnswer(fatal, "40001", "…"), PhaseStatement); got != ClassConnectionLost {
@@ -538,7 +540,7 @@ func (likeBadConn) Error() string        { return "lost" }
 func (likeBadConn) Is(target error) bool { return target == driver.ErrBadConn }
 
 type (
-	endless   struct{ n int }
+	endless   struct{ _ int }
 	panicking struct{}
 	valueNil  struct{ *pgxError }
 	funcError func()

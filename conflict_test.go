@@ -73,7 +73,7 @@ func TestEveryTransferIsCommittedOnce(t *testing.T) {
 									if err != nil {
 										return err
 									}
-									defer tx.Rollback() //nolint:errcheck // after COMMIT it does nothing
+									defer tx.Rollback()
 									if err := move(ctx, tx, 3+(worker+n)%2, 4-(worker+n)%2); err != nil {
 										return err
 									}

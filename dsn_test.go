@@ -146,7 +146,7 @@ func TestTheEmptyDSNTakesTheEnvironment(t *testing.T) {
 	}
 	var got []string
 	for _, a := range connector.(*Connector).config.attributes {
-		got = append(got, string(a.Key)+"="+a.Value.Emit())
+		got = append(got, string(a.Key)+"="+a.Value.String())
 	}
 	if want := []string{"db.namespace=shop", "server.address=127.0.0.9", "server.port=4711"}; !slices.Equal(got, want) {
 		t.Errorf("attributes are %v, want %v", got, want)

@@ -132,7 +132,7 @@ func eachErrorWithin(err error, visit func(error, bool) bool, left *int) bool {
 		if isNilPointer(err) {
 			return true
 		}
-		next, several := unwrap(err)
+		several, next := unwrap(err)
 		if !guarded(err, next == nil && len(several) == 0, visit) {
 			return false
 		}
@@ -153,17 +153,17 @@ func guarded(node error, leaf bool, visit func(error, bool) bool) (more bool) {
 	return visit(node, leaf)
 }
 
-func unwrap(err error) (next error, several []error) {
+func unwrap(err error) (several []error, next error) {
 	defer func() {
 		if recover() != nil {
-			next, several = nil, nil
+			several, next = nil, nil
 		}
 	}()
 	switch wrapper := err.(type) {
 	case interface{ Unwrap() error }:
-		return wrapper.Unwrap(), nil
-	case interface{ Unwrap() []error }:
 		return nil, wrapper.Unwrap()
+	case interface{ Unwrap() []error }:
+		return wrapper.Unwrap(), nil
 	}
 	return nil, nil
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 func TestFieldsOfAServerErrorAreRead(t *testing.T) {
@@ -80,7 +81,7 @@ func TestOnlyASQLStateMakesAServerError(t *testing.T) {
 		if _, ok := asServerError(bareState(code)); ok {
 			t.Errorf("%q is taken for a SQLSTATE", code)
 		}
-		if _, ok := asServerError(&pq.Error{Code: pq.ErrorCode(code), Message: "no"}); ok {
+		if _, ok := asServerError(&pq.Error{Code: pqerror.Code(code), Message: "no"}); ok {
 			t.Errorf("%q of lib/pq is taken for a SQLSTATE", code)
 		}
 	}

@@ -132,7 +132,7 @@ func (t *tap) prepareContext(ctx context.Context, query string) (driver.Stmt, er
 	if t.preparer != nil {
 		return t.preparer.PrepareContext(ctx, query)
 	}
-	stmt, err := t.Conn.Prepare(query)
+	stmt, err := t.Prepare(query)
 	if err == nil && ctx.Err() != nil {
 		// As in database/sql: the context's end is the error, whatever Close says.
 		_ = stmt.Close()

@@ -65,7 +65,7 @@ func (o *observatory) tree() string {
 			fmt.Fprintf(&b, "%s%s", strings.Repeat("  ", depth), s.Name)
 			for _, a := range s.Attributes {
 				if a.Key != "db.system.name" {
-					fmt.Fprintf(&b, " %s=%s", strings.TrimPrefix(string(a.Key), "pgretry."), a.Value.Emit())
+					fmt.Fprintf(&b, " %s=%s", strings.TrimPrefix(string(a.Key), "pgretry."), a.Value.String())
 				}
 			}
 			if s.Status.Code == codes.Error {
@@ -92,7 +92,7 @@ func (o *observatory) tree() string {
 func value(s tracetest.SpanStub, key attribute.Key) string {
 	for _, a := range s.Attributes {
 		if a.Key == key {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return ""
@@ -361,7 +361,7 @@ func points(t *testing.T, m metricdata.Metrics) string {
 		var parts []string
 		for _, a := range s.ToSlice() {
 			if a.Key != "db.system.name" {
-				parts = append(parts, strings.TrimPrefix(string(a.Key), "pgretry.")+"="+a.Value.Emit())
+				parts = append(parts, strings.TrimPrefix(string(a.Key), "pgretry.")+"="+a.Value.String())
 			}
 		}
 		return strings.Join(parts, ",")

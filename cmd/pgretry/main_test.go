@@ -250,7 +250,7 @@ type command struct {
 func start(t *testing.T, args ...string) *command {
 	t.Helper()
 	// Not t.TempDir, which the user that the server runs as under root could not enter.
-	temporary, err := os.MkdirTemp("", "pgretry-test-")
+	temporary, err := os.MkdirTemp("", "pgretry-test-") //nolint:usetesting // sockets need a short path
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +390,7 @@ func TestAnInterruptionThatCannotDropTheSchemaSaysSo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // of no interest here
 	c := start(t, "demo", "--dsn", pgtest.Server(t).DSN(), "--workload", "crossing", "--duration", "1h")
 	c.waitFor(t, "deadlock_timeout 10ms, 8 workers")
 	// A demo under way has a schema with a table: lock that against DROP.
@@ -454,7 +454,7 @@ func mustHaveNoSandbox(t *testing.T, dsn string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // of no interest here
 	var left int
 	err = db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'pgretry\_demo\_%'`).Scan(&left)
 	if err != nil || left > 0 {

@@ -348,15 +348,15 @@ func TestViolationsOfTheContractAreNoted(t *testing.T) {
 		do   func(t *testing.T, p parts)
 		want string
 	}{
-		"closed connection": {func(t *testing.T, p parts) {
+		"closed connection": {func(_ *testing.T, p parts) {
 			p.conn.Close()
 			p.conn.Prepare("x")
 		}, "Prepare on a closed connection"},
-		"connection closed twice": {func(t *testing.T, p parts) {
+		"connection closed twice": {func(_ *testing.T, p parts) {
 			p.conn.Close()
 			p.conn.Close()
 		}, "Close on a closed connection"},
-		"begin inside a transaction": {func(t *testing.T, p parts) {
+		"begin inside a transaction": {func(_ *testing.T, p parts) {
 			p.conn.Begin()
 			p.conn.Begin()
 		}, "Begin inside a transaction"},
@@ -365,7 +365,7 @@ func TestViolationsOfTheContractAreNoted(t *testing.T) {
 			tx.Rollback()
 			tx.Commit()
 		}, "Commit after the transaction has ended"},
-		"pooled inside a transaction": {func(t *testing.T, p parts) {
+		"pooled inside a transaction": {func(_ *testing.T, p parts) {
 			p.conn.Begin()
 			p.conn.(driver.Validator).IsValid()
 		}, "IsValid inside a transaction"},
@@ -395,7 +395,7 @@ func TestViolationsOfTheContractAreNoted(t *testing.T) {
 			must(p.conn.(driver.QueryerContext).QueryContext(ctx, "x", nil))(t)
 			p.conn.(driver.ExecerContext).ExecContext(ctx, "y", nil)
 		}, "ExecContext with rows open"},
-		"connection known to be bad": {func(t *testing.T, p parts) {
+		"connection known to be bad": {func(_ *testing.T, p parts) {
 			p.d.Fail(drivertest.Exec, driver.ErrBadConn).Times(1)
 			p.conn.(driver.ExecerContext).ExecContext(ctx, "x", nil)
 			p.conn.(driver.ExecerContext).ExecContext(ctx, "x", nil)
@@ -410,7 +410,7 @@ func TestViolationsOfTheContractAreNoted(t *testing.T) {
 				t.Errorf("violations: %q", v)
 			}
 		}, "Close on a closed connection"},
-		"two calls at once": {func(t *testing.T, p parts) {
+		"two calls at once": {func(_ *testing.T, p parts) {
 			rule := p.d.On(drivertest.Exec).Block()
 			done := make(chan error)
 			go func() { _, err := p.conn.(driver.ExecerContext).ExecContext(ctx, "x", nil); done <- err }()
@@ -460,10 +460,20 @@ func TestAFailedStatementAbortsTheBlock(t *testing.T) {
 		return "local"
 	}
 	for _, step := range [][2]string{
-		{"LOCAL", "local"}, {"SELECT 1", ""},
-		{"SAVEPOINT a", ""}, {"savepoint b", ""}, {"DUPLICATE", "23505"}, {"SELECT 1", "25P02"}, {"SAVEPOINT c", "25P02"},
-		{"ROLLBACK TO SAVEPOINT c", "3B001"}, {"ROLLBACK TO a", ""}, {"SELECT 1", ""},
-		{"RELEASE b", "3B001"}, {"ROLLBACK TO SAVEPOINT a;", ""}, {"RELEASE a", ""}, {"DUPLICATE", "23505"},
+		{"LOCAL", "local"},
+		{"SELECT 1", ""},
+		{"SAVEPOINT a", ""},
+		{"savepoint b", ""},
+		{"DUPLICATE", "23505"},
+		{"SELECT 1", "25P02"},
+		{"SAVEPOINT c", "25P02"},
+		{"ROLLBACK TO SAVEPOINT c", "3B001"},
+		{"ROLLBACK TO a", ""},
+		{"SELECT 1", ""},
+		{"RELEASE b", "3B001"},
+		{"ROLLBACK TO SAVEPOINT a;", ""},
+		{"RELEASE a", ""},
+		{"DUPLICATE", "23505"},
 	} {
 		if got := state(step[0]); got != step[1] {
 			t.Errorf("%s: %q, want %q", step[0], got, step[1])

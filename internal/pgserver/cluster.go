@@ -182,7 +182,7 @@ func (c *cluster) launch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make the server's log: %w", err)
 	}
-	defer log.Close() // the server has its own descriptor of it
+	defer log.Close() //nolint:errcheck // the server has its own descriptor of it
 
 	cmd := exec.Command(filepath.Join(c.binDir, "postgres"), "-D", c.dataDir(), "-p", strconv.Itoa(c.port))
 	c.prepare(cmd)
@@ -216,7 +216,7 @@ func (c *cluster) launch(ctx context.Context) error {
 		case <-c.exited:
 			return errors.Join(c.exitedEarly(), db.Close())
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("wait until the server accepts connections: %w (last attempt: %v)", ctx.Err(), err), db.Close())
+			return errors.Join(fmt.Errorf("wait until the server accepts connections: %w (last attempt: %w)", ctx.Err(), err), db.Close())
 		}
 	}
 }
@@ -231,12 +231,12 @@ func (c *cluster) reap() {
 func (c *cluster) exitedEarly() error {
 	log, err := os.ReadFile(c.logFile())
 	if err != nil {
-		return fmt.Errorf("the server exited at once (%v), and its log: %w", c.waitErr, err)
+		return fmt.Errorf("the server exited at once (%w), and its log: %w", c.waitErr, err)
 	}
 	if bytes.Contains(log, []byte("Address already in use")) {
 		return fmt.Errorf("port %d: %w", c.port, errPortTaken)
 	}
-	return fmt.Errorf("the server exited at once (%v), its log ends with:\n%s", c.waitErr, lastLines(log))
+	return fmt.Errorf("the server exited at once (%w), its log ends with:\n%s", c.waitErr, lastLines(log))
 }
 
 // destroy ends what runs and removes what there is, however far the start got.

@@ -147,7 +147,7 @@ func endPostmaster(ctx context.Context, pid int, dataDir string) error {
 	if err != nil {
 		return fmt.Errorf("find the postmaster: %w", err)
 	}
-	defer process.Release() // frees the handle, cannot fail
+	defer process.Release() //nolint:errcheck // frees the handle, cannot fail
 	if !isPostmaster(pid, dataDir) {
 		return nil
 	}

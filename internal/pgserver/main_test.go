@@ -157,7 +157,7 @@ func ownTemp(t *testing.T) string {
 	if len(parent) > len("/var/tmp") {
 		parent = fallbackBase
 	}
-	base := must(os.MkdirTemp(parent, "pgs"))(t)
+	base := must(os.MkdirTemp(parent, "pgs"))(t) //nolint:usetesting // sockets need a short path
 	base = must(filepath.EvalSymlinks(base))(t)
 	check(t, os.Chmod(base, 0o777))
 	t.Setenv("TMPDIR", base)
@@ -216,7 +216,8 @@ func query(t *testing.T, db *sql.DB, text string, args ...any) string {
 
 func execute(t *testing.T, db interface {
 	Exec(string, ...any) (sql.Result, error)
-}, text string) {
+}, text string,
+) {
 	t.Helper()
 	if _, err := db.Exec(text); err != nil {
 		t.Fatalf("%s: %v", text, err)
@@ -229,7 +230,7 @@ func answers(dsn string) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // of no interest here
 	var one int
 	return db.QueryRow("select 1").Scan(&one)
 }

@@ -99,7 +99,7 @@ func TestOrdinaryUserCanStartAServer(t *testing.T) {
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
 	in := must(os.Open(from))(t)
-	defer in.Close()
+	defer in.Close() //nolint:errcheck // of no interest here
 	out := must(os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755))(t)
 	must(io.Copy(out, in))(t)
 	check(t, out.Close())
@@ -155,7 +155,7 @@ func TestServerThatExitsAtOnceIsReportedWithItsLog(t *testing.T) {
 func TestPortTakenMeanwhileIsReplaced(t *testing.T) {
 	ownTemp(t)
 	taken := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer taken.Close()
+	defer taken.Close() //nolint:errcheck // of no interest here
 	asked := 0
 	server := start(t, func(o *options) error {
 		o.freePort = func() (int, error) {

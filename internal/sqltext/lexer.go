@@ -299,7 +299,6 @@ func (l *lexer) dollar() tokenKind {
 	length := strings.Index(body, tag)
 	if length < 0 {
 		l.suspicious = true
-		length = len(body)
 		l.pos = len(l.text)
 	} else {
 		l.pos = i + 1 + length + len(tag)

@@ -56,7 +56,7 @@ func newSharedServer(opts []pgserver.Option) *sharedServer {
 			cancel() // a start under way fails, one that was never asked for does not happen
 			server, err := start()
 			if err != nil {
-				return nil // the tests that asked have failed with it
+				return nil //nolint:nilerr // the tests that asked have failed with it
 			}
 			return server.Stop()
 		},

@@ -181,7 +181,7 @@ func (r *run) transaction(ctx context.Context, seen *worker) error {
 		return nil
 	}
 	if ctx.Err() != nil {
-		return nil // an interrupted transaction says nothing of the driver
+		return nil //nolint:nilerr // an interrupted transaction says nothing of the driver
 	}
 	server, ok := errors.AsType[*pq.Error](err)
 	if !ok {

@@ -173,7 +173,7 @@ func TestAViolatedInvariantIsAResultAndAFailedCheckAnError(t *testing.T) {
 	nothing := func(context.Context, *sql.Tx) error { return nil }
 	violation := &workload.InvariantError{Workload: "scripted", What: "sum", Want: 1}
 	result, err := Run(t.Context(), box, Retrying, scripted{body: nothing, check: violation}, Load{Workers: 1, Duration: time.Millisecond}, unobserved)
-	if err != nil || result.Violation != error(violation) || !result.Lost() {
+	if err != nil || !errors.Is(result.Violation, violation) || !result.Lost() {
 		t.Errorf("got %+v and %v, want the violation in the result", result, err)
 	}
 	unreadable := errors.New("unreadable")
