@@ -99,6 +99,27 @@ func TestANestedCallOnTheSameConnOrItsDatabaseJoins(t *testing.T) {
 	}
 }
 
+func TestANestedCallOnAWrapperOfTheDatabaseJoins(t *testing.T) {
+	f := newFixture(t)
+	wrapper := struct { // as in sqlx; the slice keeps it from being compared
+		*sql.DB
+		_ []string
+	}{DB: f.db}
+	for _, targets := range [][2]TxBeginner{{wrapper, wrapper}, {f.db, wrapper}, {wrapper, f.db}, {&wrapper, f.db}} {
+		err := RunInTx(t.Context(), targets[0], nil, func(ctx context.Context, outer *sql.Tx) error {
+			return RunInTx(ctx, targets[1], nil, func(_ context.Context, inner *sql.Tx) error {
+				if inner != outer {
+					t.Errorf("a nested call on %T inside %T does not join", targets[1], targets[0])
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestATransactionOnAnotherDatabaseIsItsOwn(t *testing.T) {
 	f, other := newFixture(t), newFixture(t)
 	other.Fail(drivertest.Exec, serverErr("40P01")).Times(2)

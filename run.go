@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"time"
 
@@ -101,15 +102,11 @@ func Retry(ctx context.Context, fn func(ctx context.Context) error, options ...R
 }
 
 func isNil(db TxBeginner) bool {
-	switch db := db.(type) {
-	case nil:
+	if db == nil {
 		return true
-	case *sql.DB:
-		return db == nil
-	case *sql.Conn:
-		return db == nil
 	}
-	return false
+	v := reflect.ValueOf(db)
+	return v.Kind() == reflect.Pointer && v.IsNil()
 }
 
 func errNotOurs(caller string) error {
@@ -165,7 +162,7 @@ func (a *attempt) joinedBy(db TxBeginner) *attempt {
 		if a.loop.target == nil || a.tx == nil {
 			continue
 		}
-		if a.loop.target == db {
+		if reflect.TypeOf(db).Comparable() && a.loop.target == db {
 			return a
 		}
 		if _, isConn := db.(*sql.Conn); isConn {

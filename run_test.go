@@ -589,6 +589,7 @@ func TestBadInputIsAnError(t *testing.T) {
 	}{
 		"nil interface": {RunInTx(t.Context(), nil, nil, nothing), "database given to RunInTx is nil"},
 		"nil db":        {RunInTx(t.Context(), noDB, nil, nothing), "database given to RunInTx is nil"},
+		"nil wrapper":   {RunInTx(t.Context(), (*struct{ *sql.DB })(nil), nil, nothing), "database given to RunInTx is nil"},
 		"nil conn":      {RunInTx(t.Context(), noConn, nil, nothing), "database given to RunInTx is nil"},
 		"nil function":  {RunInTx(t.Context(), f.db, nil, nil), "function given to RunInTx is nil"},
 		"nil context":   {RunInTx(nil, f.db, nil, nothing), "context given to RunInTx is nil"}, //nolint:staticcheck // that is the point

@@ -31,16 +31,25 @@ func RunScripted(t *testing.T, wrap func(driver.Connector) driver.Connector, exc
 	}
 }
 
-// CompareScripted returns what [RunScripted] reports. With scenarios given it runs
-// these only.
-func CompareScripted(wrap func(driver.Connector) driver.Connector, except []Exception, scenarios ...string) []Difference {
+// Selection limits a comparison to the scenarios and feature sets whose names match
+// patterns of path.Match; empty ones match everything.
+type Selection struct {
+	Scenario   string
+	FeatureSet string
+}
+
+// CompareScripted returns what [RunScripted] reports, of the part selected.
+func CompareScripted(wrap func(driver.Connector) driver.Connector, except []Exception, only Selection) []Difference {
 	x := newExceptions(except)
 	var differences []Difference
 	for _, sc := range scriptedScenarios {
-		if len(scenarios) > 0 && !slices.Contains(scenarios, sc.name) {
+		if !matchPattern(only.Scenario, sc.name) {
 			continue
 		}
 		for _, set := range sc.featureSets() {
+			if !matchPattern(only.FeatureSet, set.Name) {
+				continue
+			}
 			if text := compareScripted(x, sc, set, wrap); text != "" {
 				differences = append(differences, Difference{sc.name, set.Name, text})
 			}

@@ -53,20 +53,20 @@ func TestAnUnfaithfulWrapperIsCaught(t *testing.T) {
 		{"pings twice", flaws{pingsTwice: true}, "ping", "modern"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for _, d := range parity.CompareScripted(c.flaws.wrap, nil, c.scenario) {
-				if d.FeatureSet == c.features {
-					t.Log(d)
-					return
-				}
+			differences := parity.CompareScripted(c.flaws.wrap, nil, parity.Selection{Scenario: c.scenario, FeatureSet: c.features})
+			if len(differences) == 0 {
+				t.Errorf("not caught by scenario %q with features %s", c.scenario, c.features)
 			}
-			t.Errorf("not caught by scenario %q with features %s", c.scenario, c.features)
+			for _, d := range differences {
+				t.Log(d)
+			}
 		})
 	}
 }
 
 func TestAnExceptionExcusesWhatItNames(t *testing.T) {
 	wrap := flaws{pingsTwice: true}.wrap
-	const scenario = "ping"
+	scenario := parity.Selection{Scenario: "ping"}
 	if d := parity.CompareScripted(wrap, nil, scenario); len(d) == 0 {
 		t.Fatal("no difference to excuse")
 	}
@@ -76,11 +76,11 @@ func TestAnExceptionExcusesWhatItNames(t *testing.T) {
 	}
 	resets := flaws{dropsBadReset: true}.wrap
 	calls := parity.Exception{Calls: drivertest.ResetSession, Reason: "a test"}
-	if d := parity.CompareScripted(resets, []parity.Exception{calls}, "results"); len(d) > 0 {
+	if d := parity.CompareScripted(resets, []parity.Exception{calls}, parity.Selection{Scenario: "results"}); len(d) > 0 {
 		t.Errorf("calls: %v", d)
 	}
 	other := parity.Exception{Calls: drivertest.ResetSession, Query: "some text", Reason: "a test"}
-	if d := parity.CompareScripted(resets, []parity.Exception{other}, "results"); len(d) == 0 {
+	if d := parity.CompareScripted(resets, []parity.Exception{other}, parity.Selection{Scenario: "results"}); len(d) == 0 {
 		t.Error("a text that does not occur excuses calls")
 	}
 }
@@ -90,7 +90,7 @@ func TestExceptionsAreHeldToAccount(t *testing.T) {
 		"needless":         {Reason: "a test"},
 		"without a reason": {Scenario: "ping"},
 	} {
-		if d := parity.CompareScripted(bare, []parity.Exception{e}, "ping"); len(d) != 1 || d[0].Scenario != "exceptions" {
+		if d := parity.CompareScripted(bare, []parity.Exception{e}, parity.Selection{Scenario: "ping"}); len(d) != 1 || d[0].Scenario != "exceptions" {
 			t.Errorf("%s: %v", name, d)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -43,15 +42,15 @@ func Run(t *testing.T, open Opener, except ...Exception) {
 	}
 }
 
-// Compare returns what [Run] reports. With scenarios given it runs these only. It
-// uses t for what cannot go on without, never to report a difference.
-func Compare(t *testing.T, open Opener, except []Exception, scenarios ...string) []Difference {
+// Compare returns what [Run] reports, of the scenarios selected. It uses t for what
+// it cannot go on without, never to report a difference.
+func Compare(t *testing.T, open Opener, except []Exception, only Selection) []Difference {
 	t.Helper()
 	x := newExceptions(except)
 	defer setUp(t, open)()
 	var differences []Difference
 	for _, sc := range serverScenarios {
-		if sc.copyIn && !open.CopyIn || len(scenarios) > 0 && !slices.Contains(scenarios, sc.name) {
+		if sc.copyIn && !open.CopyIn || !matchPattern(only.Scenario, sc.name) {
 			continue
 		}
 		if text := compareServer(t, x, sc, open); text != "" {
@@ -123,7 +122,7 @@ func (s *session) await(what, cond string, args ...any) {
 
 // awaitSleep waits until a statement whose text contains marker is inside pg_sleep.
 func (s *session) awaitSleep(marker string) {
-	s.await("the server sleeps", `SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active' AND query LIKE $1`, "%"+marker+"%")
+	s.await("the server sleeps", `SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active' AND query ILIKE $1`, "%"+marker+"%")
 }
 
 // whileSleeping runs do with a context that is cancelled once the server is inside

@@ -64,7 +64,7 @@ func TestAnUnfaithfulWrapperIsCaughtOnAServer(t *testing.T) {
 		{"hands out bytes of the row before", flaws{copiesBytesLate: true}, "scan destinations"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			differences := parity.Compare(t, libPQ(t, c.flaws.wrap), nil, c.scenario)
+			differences := parity.Compare(t, libPQ(t, c.flaws.wrap), nil, parity.Selection{Scenario: c.scenario})
 			if len(differences) == 0 {
 				t.Errorf("not caught by scenario %q", c.scenario)
 			}
