@@ -390,7 +390,7 @@ func TestAnInterruptionThatCannotDropTheSchemaSaysSo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close() //nolint:errcheck // of no interest here
+	defer db.Close()
 	c := start(t, "demo", "--dsn", pgtest.Server(t).DSN(), "--workload", "crossing", "--duration", "1h")
 	c.waitFor(t, "deadlock_timeout 10ms, 8 workers")
 	// A demo under way has a schema with a table: lock that against DROP.
@@ -454,7 +454,7 @@ func mustHaveNoSandbox(t *testing.T, dsn string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close() //nolint:errcheck // of no interest here
+	defer db.Close()
 	var left int
 	err = db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'pgretry\_demo\_%'`).Scan(&left)
 	if err != nil || left > 0 {

@@ -230,7 +230,7 @@ func answers(dsn string) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close() //nolint:errcheck // of no interest here
+	defer db.Close()
 	var one int
 	return db.QueryRow("select 1").Scan(&one)
 }
