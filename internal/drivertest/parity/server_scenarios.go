@@ -537,7 +537,9 @@ func isolationLevels(s *session) {
 			s.stats("rolled back")
 		}
 	}
-	s.inTx(&sql.TxOptions{Isolation: -1})
+	if tx := s.inTx(&sql.TxOptions{Isolation: -1}); tx != nil {
+		s.err("rollback", tx.Rollback())
+	}
 	s.exec(s.db, "SET default_transaction_isolation = 'serializable'")
 	tx := s.inTx(nil)
 	s.queryRow(tx, "SHOW transaction_isolation")
