@@ -635,8 +635,11 @@ func textTransactions(s *session) {
 	} {
 		s.exec(conn, query)
 	}
-	_, err = conn.BeginTx(s.ctx, nil)
+	tx, err := conn.BeginTx(s.ctx, nil)
 	s.err("BeginTx inside BEGIN", err)
+	if err == nil {
+		s.err("rollback", tx.Rollback())
+	}
 	s.settleConn(conn)
 	s.query(s.db, "SELECT * FROM parity_item")
 }
@@ -834,7 +837,8 @@ func deadline(s *session) {
 	ctx, cancel = context.WithTimeout(s.ctx, 300*time.Millisecond)
 	defer cancel()
 	tx := s.beginTx(ctx, nil)
-	s.exec(tx, sleep)
+	// Drivers that do not watch this context sleep to the end.
+	s.exec(tx, "SELECT pg_sleep(3)")
 	s.settle("after the deadline")
 	s.err("rollback", tx.Rollback())
 	s.query(s.db, "SELECT 1")
