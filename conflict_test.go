@@ -400,6 +400,33 @@ func TestACancelledStatementEndsTheTransactionAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestBeginningTwiceOnOneConnIsLeftToTheInnerDriver(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	errs := map[string][3]string{}
+	for _, name := range []string{"postgres", DriverName} {
+		db, err := sql.Open(name, dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, err := c.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, second := c.BeginTx(t.Context(), nil)
+		errs[name] = [3]string{fmt.Sprint(second), fmt.Sprint(first.Commit()), fmt.Sprint(c.Close())}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if errs["postgres"] != errs[DriverName] {
+		t.Errorf("lib/pq gives %q, we give %q", errs["postgres"], errs[DriverName])
+	}
+}
+
 func TestOurParametersNeverReachTheServer(t *testing.T) {
 	dsn := pgtest.DSN(t)
 	db, err := sql.Open(DriverName, dsn+"&pgretry_max_attempts=3&pgretry_statement_spans=true")

@@ -67,7 +67,17 @@ func (c *conn) Begin() (driver.Tx, error) {
 }
 
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	return c.tx.begin(ctx, opts)
+	if c.tx.state == txNone {
+		return c.tx.begin(ctx, opts)
+	}
+	// A *sql.Conn lets one begin again while a transaction is open. What comes of
+	// that is the inner driver's business.
+	inner, err := c.session.BeginTx(c.tx.statementContext(ctx), opts)
+	if err != nil {
+		c.tx.failed(err)
+		return nil, err
+	}
+	return innerTx{inner, &c.tx}, nil
 }
 
 func (c *conn) CheckNamedValue(value *driver.NamedValue) error {

@@ -90,7 +90,7 @@ func (d *Driver) OpenConnector(name string) (driver.Connector, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.driver.inner, c.driver.options = d.inner, d.options
+	c.driver.inner, c.driver.options, c.driver.err = d.inner, d.options, nil
 	return c, nil
 }
 
@@ -145,7 +145,12 @@ func NewConnector(inner driver.Connector, options ...Option) (*Connector, error)
 	if err != nil {
 		return nil, err
 	}
-	return newConnector(inner, config)
+	c, err := newConnector(inner, config)
+	if err != nil {
+		return nil, err
+	}
+	c.driver.options = slices.Clone(options)
+	return c, nil
 }
 
 func newConnector(inner driver.Connector, config *config) (*Connector, error) {
@@ -159,6 +164,9 @@ func newConnector(inner driver.Connector, config *config) (*Connector, error) {
 	// A driver of its own for every connector, so that a *sql.DB, which tells
 	// nothing but its driver, leads back to the connector.
 	c.driver = &Driver{inner: inner.Driver(), connector: c}
+	if c.driver.inner == nil {
+		c.driver.err = errors.New("pgretry: the connector given to NewConnector tells no driver")
+	}
 	return c, nil
 }
 

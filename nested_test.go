@@ -449,3 +449,43 @@ func TestATransactionLeftToItsContextIsWaitedFor(t *testing.T) {
 		t.Errorf("Retry gives %v after %d runs", err, runs)
 	}
 }
+
+func TestATransactionBegunInsideAnotherOnOneConnCountsAsCommitted(t *testing.T) {
+	f := newFixture(t)
+	conflict := serverErr("40001")
+	f.Fail(drivertest.Exec, conflict)
+	c, err := f.connector.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := 0
+	err = Retry(t.Context(), func(ctx context.Context) error {
+		runs++
+		// database/sql does the same with a *sql.Conn.
+		beginner := c.(driver.ConnBeginTx)
+		outer, err := beginner.BeginTx(ctx, driver.TxOptions{})
+		if err != nil {
+			return err
+		}
+		inner := innerTx{committing{}, outer.(*tx)}
+		if err := inner.Commit(); err != nil {
+			return err
+		}
+		if _, err := c.(driver.ExecerContext).ExecContext(ctx, "UPDATE", nil); err == nil {
+			t.Error("no conflict")
+		}
+		return errors.Join(outer.Rollback(), conflict)
+	})
+	if !errors.Is(err, ErrAlreadyCommitted) || !strings.Contains(err.Error(), "begun inside another") || runs != 1 {
+		t.Errorf("Retry gives %v after %d runs", err, runs)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// committing is a transaction that the server has committed.
+type committing struct{}
+
+func (committing) Commit() error   { return nil }
+func (committing) Rollback() error { return nil }

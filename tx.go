@@ -113,17 +113,13 @@ func (t *tx) controlled(text string) {
 	info := analyze(text)
 	switch {
 	case info.EndsTx:
-		t.rawOutcome = outcomeCommitted
+		o := outcomeCommitted
 		if rollsBack(info) {
-			t.rawOutcome = outcomeRolledBack
+			o = outcomeRolledBack
 		}
-		if t.rawOutcome == outcomeCommitted && t.attempt != nil {
-			t.attempt.noteCommitted("a transaction, by a COMMIT sent as a statement", true)
-		}
-		t.first = verdict{}
-		t.state = txActive
-		if !info.AndChain {
-			t.state = txEndedRaw
+		t.endRaw(o, "a transaction, by a COMMIT sent as a statement")
+		if info.AndChain {
+			t.state = txActive
 		}
 	case t.state == txAborted:
 		// In an aborted transaction nothing but ROLLBACK TO succeeds: the
@@ -195,6 +191,38 @@ func (t *tx) Rollback() error {
 	err := t.inner.Rollback()
 	t.end(outcomeRolledBack, t.first)
 	return err
+}
+
+// innerTx is a second transaction begun on a connection that was in one already:
+// for the server they are the same, and whichever ends first ends both.
+type innerTx struct {
+	driver.Tx
+	outer *tx
+}
+
+func (i innerTx) Commit() error {
+	err := i.Tx.Commit()
+	if class := Classify(err, PhaseCommit); class == ClassNone || class == ClassUnknownOutcome {
+		i.outer.endRaw(outcomeCommitted, "a transaction begun inside another")
+	}
+	return err
+}
+
+func (i innerTx) Rollback() error {
+	err := i.Tx.Rollback()
+	if err == nil {
+		i.outer.endRaw(outcomeRolledBack, "")
+	}
+	return err
+}
+
+// endRaw notes that the transaction ended otherwise than by its own Commit or
+// Rollback. What follows on the connection is outside it.
+func (t *tx) endRaw(o outcome, committed string) {
+	t.first, t.rawOutcome, t.state = verdict{}, o, txEndedRaw
+	if o == outcomeCommitted && t.attempt != nil {
+		t.attempt.noteCommitted(committed, true)
+	}
 }
 
 // abandon ends a transaction whose connection goes away or back to the pool.
