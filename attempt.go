@@ -97,9 +97,9 @@ func (a *attempt) txEnded(main bool, o outcome, statements int, v verdict) {
 
 	switch o {
 	case outcomeCommitted:
-		a.noteCommitted("a transaction", !main)
+		a.noteCommitted("a transaction")
 	case outcomeUnknown:
-		a.noteCommitted("a transaction whose outcome is unknown", !main)
+		a.noteCommitted("a transaction whose outcome is unknown")
 	}
 }
 
@@ -130,20 +130,17 @@ func (a *attempt) noteSuccess() {
 	a.last = verdict{}
 }
 
-// noteCommitted notes something that a further run could do twice. It counts for
-// every loop around this one as well; for this one only if here is true: the
-// transaction of RunInTx is its attempt, not something beside it.
-func (a *attempt) noteCommitted(what string, here bool) {
-	if here {
+// noteCommitted notes something that a further run could do twice, for this loop
+// and for every loop around it. The transaction of RunInTx counts as well: its
+// closure may have committed it by itself and gone on.
+func (a *attempt) noteCommitted(what string) {
+	for ; a != nil; a = a.parent {
 		a.mu.Lock()
 		a.commits++
 		if a.committed == "" {
 			a.committed = what
 		}
 		a.mu.Unlock()
-	}
-	if a.parent != nil {
-		a.parent.noteCommitted(what, true)
 	}
 }
 

@@ -50,6 +50,12 @@ type rawBlock struct {
 	first   verdict
 }
 
+// mayHaveCommitted says of a text that failed whether a COMMIT in it may have taken
+// effect: as one of several statements, or without an answer.
+func mayHaveCommitted(info *sqltext.Info, err error) bool {
+	return info.EndsTx && !rollsBack(info) && (info.Statements > 1 || Classify(err, PhaseCommit) == ClassUnknownOutcome)
+}
+
 // loneStatement is a statement outside a transaction that runs under a closure's
 // context: what it commits, a further run of the closure would commit again.
 type loneStatement struct {
@@ -86,7 +92,7 @@ func (l *loneStatement) executed(err error) {
 		l.attempt.txBegan()
 	case !repeatable(l.info):
 		l.noted = true
-		l.attempt.noteCommitted("a statement outside the transaction ("+l.info.Keyword.String()+")", true)
+		l.attempt.noteCommitted("a statement outside the transaction (" + l.info.Keyword.String() + ")")
 	}
 	l.attempt.noteSuccess()
 }
@@ -120,6 +126,9 @@ func (l *loneStatement) failed(err error) {
 		if block.first.err == nil {
 			block.first = verdict{class, err}
 		}
+		if mayHaveCommitted(l.info, err) {
+			block.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
+		}
 		return
 	}
 	l.attempt.noteFailure(class, err)
@@ -129,7 +138,7 @@ func (l *loneStatement) failed(err error) {
 	}
 	if !repeatable(l.info) && !undone(l.info, err) {
 		l.noted = true
-		l.attempt.noteCommitted("a statement outside the transaction whose outcome is unknown ("+l.info.Keyword.String()+")", true)
+		l.attempt.noteCommitted("a statement outside the transaction whose outcome is unknown (" + l.info.Keyword.String() + ")")
 	}
 }
 

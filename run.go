@@ -30,7 +30,7 @@ const closingTime = 5 * time.Second
 // the pool, and after a wait with full jitter fn runs again in a new transaction.
 //
 // fn must therefore do all its database work through its tx or at least under
-// its ctx, and must not keep what it changed outside the database from one run to
+// its ctx, must not commit tx itself, and must not keep what it changed outside the database from one run to
 // the next. If fn returns an error that is not a conflict, the transaction is
 // rolled back and that very error is returned. A conflict counts even if fn hid
 // it behind another error, because the driver saw it. If fn panics, the

@@ -100,6 +100,9 @@ func (t *tx) executed(text string, err error) {
 	}
 	t.statements++
 	if err != nil {
+		if mayControlTx(text) && mayHaveCommitted(analyze(text), err) && t.attempt != nil {
+			t.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
+		}
 		t.failed(err)
 		return
 	}
@@ -221,7 +224,7 @@ func (i innerTx) Rollback() error {
 func (t *tx) endRaw(o outcome, committed string) {
 	t.first, t.rawOutcome, t.state = verdict{}, o, txEndedRaw
 	if o == outcomeCommitted && t.attempt != nil {
-		t.attempt.noteCommitted(committed, true)
+		t.attempt.noteCommitted(committed)
 	}
 }
 
