@@ -177,7 +177,7 @@ func TestADeadlockIsSurvivedAndTold(t *testing.T) {
 	failed := deadlock(t, func(ctx context.Context, from, to int, locked func()) error {
 		return RunInTx(ctx, db, nil, func(ctx context.Context, tx *sql.Tx) error { return moveTogether(ctx, tx, from, to, locked) })
 	})
-	if failed != 0 || len(events) != 1 {
+	if failed != 0 || len(events) == 0 { // the loser may deadlock again
 		t.Fatalf("%d transactions failed, events are %+v", failed, events)
 	}
 	d := events[0].Deadlock

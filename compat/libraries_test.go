@@ -30,15 +30,19 @@ type Account struct {
 // TableName is for gorm.
 func (Account) TableName() string { return "account" }
 
-// A library opens the database under a driver's name and hands back how it does a
-// transfer in a transaction helper of its own, and how it inserts an account.
+// A library opens the database under a driver's name and hands back how it makes the
+// table, inserts an account and does a transfer in a transaction helper of its own.
 type library struct {
 	open func(t *testing.T, driverName, dsn string) opened
 }
 
 type opened struct {
+	migrate  func(ctx context.Context) error
 	transfer func(ctx context.Context, from, to int, locked func()) error
 	insert   func(ctx context.Context, id int) error
+	// insertTwice inserts an account and, in a nested transaction, once more; that
+	// this fails it only notes in inner. It is nil where a library has none.
+	insertTwice func(ctx context.Context, id int, inner *error) error
 	// duplicate says whether an error is the library's word for a duplicate key.
 	duplicate func(error) bool
 	db        *sql.DB
@@ -62,7 +66,17 @@ func openGorm(t *testing.T, driverName, dsn string) opened {
 		t.Fatal(err)
 	}
 	return opened{
-		db: raw,
+		db:      raw,
+		migrate: func(ctx context.Context) error { return db.WithContext(ctx).AutoMigrate(&Account{}) },
+		insertTwice: func(ctx context.Context, id int, inner *error) error {
+			return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
+				if err := tx.Create(&Account{ID: id}).Error; err != nil {
+					return err
+				}
+				*inner = tx.Transaction(func(nested *gorm.DB) error { return nested.Create(&Account{ID: id}).Error })
+				return tx.Model(&Account{}).Where("id = ?", id).Update("balance", 7).Error
+			})
+		},
 		transfer: func(ctx context.Context, from, to int, locked func()) error {
 			return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
 				if err := tx.Model(&Account{}).Where("id = ?", from).Update("balance", gorm.Expr("balance - 1")).Error; err != nil {
@@ -96,6 +110,10 @@ func openSqlx(t *testing.T, driverName, dsn string) opened {
 	}
 	return opened{
 		db: db.DB,
+		migrate: func(ctx context.Context) error {
+			_, err := db.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS account (id int PRIMARY KEY, balance int NOT NULL)`)
+			return err
+		},
 		transfer: func(ctx context.Context, from, to int, locked func()) error {
 			tx, err := db.BeginTxx(ctx, nil)
 			if err != nil {
@@ -128,6 +146,23 @@ func openBun(t *testing.T, driverName, dsn string) opened {
 	db := bun.NewDB(raw, pgdialect.New())
 	return opened{
 		db: raw,
+		migrate: func(ctx context.Context) error {
+			_, err := db.NewCreateTable().Model((*Account)(nil)).IfNotExists().Exec(ctx)
+			return err
+		},
+		insertTwice: func(ctx context.Context, id int, inner *error) error {
+			return db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+				if _, err := tx.NewInsert().Model(&Account{ID: id}).Exec(ctx); err != nil {
+					return err
+				}
+				*inner = tx.RunInTx(ctx, nil, func(ctx context.Context, nested bun.Tx) error {
+					_, err := nested.NewInsert().Model(&Account{ID: id}).Exec(ctx)
+					return err
+				})
+				_, err := tx.NewUpdate().Model((*Account)(nil)).Set("balance = 7").Where("id = ?", id).Exec(ctx)
+				return err
+			})
+		},
 		transfer: func(ctx context.Context, from, to int, locked func()) error {
 			return db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
 				if _, err := tx.NewUpdate().Model((*Account)(nil)).Set("balance = balance - 1").Where("id = ?", from).Exec(ctx); err != nil {
@@ -161,8 +196,11 @@ func (l library) use(t *testing.T, driverName string) opened {
 			t.Error(err)
 		}
 	})
-	if _, err := o.db.Exec(accounts); err != nil {
-		t.Fatal(err)
+	// Twice, because the second time a library reads what is there.
+	for range 2 {
+		if err := o.migrate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, id := range []int{1, 2} {
 		if err := o.insert(t.Context(), id); err != nil {
@@ -190,7 +228,7 @@ func TestALibrarysTransactionSurvivesADeadlockInRetry(t *testing.T) {
 				return pgretry.Retry(ctx, func(ctx context.Context) error { return o.transfer(ctx, from, to, locked) })
 			})
 			stats, err := pgretry.StatsOf(o.db)
-			if errs != [2]error{} || o.balances(t) != [2]int{} || err != nil || stats.RetriesBySQLState["40P01"] != 1 || stats.Closures != 2 {
+			if errs != [2]error{} || o.balances(t) != [2]int{} || err != nil || stats.RetriesBySQLState["40P01"] == 0 || stats.Closures != 2 {
 				t.Errorf("the errors are %v, the balances %v, the stats %+v, %v", errs, o.balances(t), stats, err)
 			}
 		})
@@ -225,8 +263,32 @@ func TestALibrarysOwnErrorsArriveAsWithLibPQ(t *testing.T) {
 			if err == nil || raw == nil || err.Error() != raw.Error() {
 				t.Errorf("a duplicate gives %v, with lib/pq %v", err, raw)
 			}
-			if !ours.duplicate(err) && ours.duplicate(raw) {
+			if !ours.duplicate(err) || !ours.duplicate(raw) {
 				t.Errorf("%v is not recognised as a duplicate", err)
+			}
+		})
+	}
+}
+
+func TestALibrarysNestedTransactionCanFailAlone(t *testing.T) {
+	for name, l := range libraries {
+		t.Run(name, func(t *testing.T) {
+			o := l.use(t, pgretry.DriverName)
+			if o.insertTwice == nil {
+				return // sqlx has no nested transactions
+			}
+			runs := 0
+			var inner error
+			err := pgretry.Retry(t.Context(), func(ctx context.Context) error {
+				runs++
+				return o.insertTwice(ctx, 3, &inner)
+			})
+			if err != nil || !o.duplicate(inner) || runs != 1 {
+				t.Errorf("Retry gives %v after %d runs, the nested transaction %v", err, runs, inner)
+			}
+			var balance int
+			if err := o.db.QueryRow(`SELECT balance FROM account WHERE id = 3`).Scan(&balance); err != nil || balance != 7 {
+				t.Errorf("the balance is %d, %v", balance, err)
 			}
 		})
 	}

@@ -45,11 +45,25 @@ func TestDatabaseSQLSeesPgx(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dsn := pgtest.DSN(t)
 			parity.Run(t, parity.Opener{
-				Raw:     func(t *testing.T) *sql.DB { return sql.OpenDB(stdlib.GetConnector(pgxConfig(t, dsn))) },
-				Wrapped: func(t *testing.T) *sql.DB { return openPgx(t, dsn, options...) },
+				Raw: func(t *testing.T) *sql.DB {
+					return closedAtLast(t, sql.OpenDB(stdlib.GetConnector(pgxConfig(t, dsn))))
+				},
+				Wrapped: func(t *testing.T) *sql.DB { return closedAtLast(t, openPgx(t, dsn, options...)) },
 			})
 		})
 	}
+}
+
+// closedAtLast closes a database when the test ends. The suite does so as well,
+// except where pgx panics, as it does on an empty statement with arguments.
+func closedAtLast(t *testing.T, db *sql.DB) *sql.DB {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
 }
 
 const accounts = `CREATE TABLE account (id int PRIMARY KEY, balance int NOT NULL)`
@@ -73,7 +87,8 @@ func prepare(t *testing.T) *sql.DB {
 
 // collide runs two transfers in opposite directions, both of which hold their
 // first account before either asks for its second, and returns their errors.
-// transfer calls locked in between.
+// transfer calls locked in between. There is one deadlock at least: the loser may
+// be back before the winner has what it waits for.
 func collide(t *testing.T, transfer func(ctx context.Context, from, to int, locked func()) error) (errs [2]error) {
 	t.Helper()
 	var met, done sync.WaitGroup
@@ -152,7 +167,7 @@ func TestClosuresSurviveADeadlockWithPgx(t *testing.T) {
 				t.Errorf("the errors are %v", errs)
 			}
 			after, err := pgretry.StatsOf(db)
-			if err != nil || after.RetriesBySQLState["40P01"] != before.RetriesBySQLState["40P01"]+1 || after.Committed != before.Committed+2 {
+			if err != nil || after.RetriesBySQLState["40P01"] == before.RetriesBySQLState["40P01"] || after.Committed != before.Committed+2 {
 				t.Errorf("stats are %+v, were %+v, %v", after, before, err)
 			}
 		})

@@ -1,4 +1,5 @@
 // Package examples holds small complete programs to copy from, one in each folder.
-// Each takes the DSN of a database as its argument and makes a table named account
-// there. Its tests run them all.
+// Each takes the DSN of a database as its argument or, but for quickstart, from
+// DATABASE_URL, and makes one small table there: account, accounts or doctor. Its
+// tests paste them into an empty module and run them.
 package examples

@@ -11,6 +11,7 @@ import (
 
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/pgretry/pgretry"
 )
@@ -22,7 +23,12 @@ type Account struct {
 }
 
 func main() {
-	db, err := gorm.Open(postgres.New(postgres.Config{DriverName: pgretry.DriverName, DSN: os.Args[1]}), &gorm.Config{})
+	dsn := os.Getenv("DATABASE_URL")
+	if len(os.Args) > 1 {
+		dsn = os.Args[1]
+	}
+	db, err := gorm.Open(postgres.New(postgres.Config{DriverName: pgretry.DriverName, DSN: dsn}),
+		&gorm.Config{Logger: logger.Discard}) // it would log the errors that are survived
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -34,31 +40,33 @@ func main() {
 		log.Fatal(err)
 	}
 
-	ctx := pgretry.ContextWithName(context.Background(), "transfer")
-	var both sync.WaitGroup
+	// So that they deadlock for sure, neither asks for its second account before
+	// both have their first.
+	ctx := context.Background()
+	var locked, done sync.WaitGroup
+	locked.Add(2)
 	for _, t := range [][2]uint{{a.ID, b.ID}, {b.ID, a.ID}} {
-		both.Go(func() {
-			for range 50 {
-				if err := transfer(ctx, db, t[0], t[1]); err != nil {
-					log.Fatal(err)
-				}
+		done.Go(func() {
+			meet, attempts := sync.OnceFunc(func() { locked.Done(); locked.Wait() }), 0
+			err := pgretry.Retry(ctx, func(ctx context.Context) error {
+				attempts++
+				return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
+					if err := tx.Model(&Account{}).Where("id = ?", t[0]).Update("balance", gorm.Expr("balance - 1")).Error; err != nil {
+						return err
+					}
+					meet()
+					return tx.Model(&Account{}).Where("id = ?", t[1]).Update("balance", gorm.Expr("balance + 1")).Error
+				})
+			})
+			if err != nil {
+				log.Fatal(err)
 			}
+			fmt.Printf("committed, attempts: %d\n", attempts)
 		})
 	}
-	both.Wait()
-	if err := db.Find(&a, a.ID).Error; err != nil {
+	done.Wait()
+	if err := db.First(&a, a.ID).Error; err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("100 transfers committed, the balance is %d\n", a.Balance)
-}
-
-func transfer(ctx context.Context, db *gorm.DB, from, to uint) error {
-	return pgretry.Retry(ctx, func(ctx context.Context) error {
-		return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
-			if err := tx.Model(&Account{}).Where("id = ?", from).Update("balance", gorm.Expr("balance - 1")).Error; err != nil {
-				return err
-			}
-			return tx.Model(&Account{}).Where("id = ?", to).Update("balance", gorm.Expr("balance + 1")).Error
-		})
-	})
+	fmt.Println("the balance is", a.Balance)
 }

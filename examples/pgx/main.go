@@ -1,53 +1,72 @@
-// Pgx shows pgretry around another driver than lib/pq, with a hook that logs every
-// decision and a policy of its own.
+// Pgx shows pgretry around another driver than lib/pq: two transfers that deadlock
+// are committed, and an error of the server is pgx's own.
 package main
 
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log"
-	"log/slog"
 	"os"
-	"time"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/pgretry/pgretry"
 )
 
 func main() {
-	config, err := pgx.ParseConfig(os.Args[1])
+	dsn := os.Getenv("DATABASE_URL")
+	if len(os.Args) > 1 {
+		dsn = os.Args[1]
+	}
+	config, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		log.Fatal(err)
 	}
-	connector, err := pgretry.NewConnector(stdlib.GetConnector(*config),
-		pgretry.WithPolicy(pgretry.Policy{BaseDelay: 5 * time.Millisecond, MaxElapsed: 10 * time.Second}),
-		pgretry.WithOnRetry(func(ctx context.Context, e pgretry.Event) {
-			slog.WarnContext(ctx, "transaction", "pgretry", e)
-		}))
+	connector, err := pgretry.NewConnector(stdlib.GetConnector(*config)) // was: stdlib.OpenDB(*config)
 	if err != nil {
 		log.Fatal(err)
 	}
 	db := sql.OpenDB(connector)
 	defer db.Close()
+	ctx := context.Background()
+	if _, err := db.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS account (id int PRIMARY KEY, balance int NOT NULL)`); err != nil {
+		log.Fatal(err)
+	}
+	if _, err := db.ExecContext(ctx, `INSERT INTO account VALUES (1, 100), (2, 100) ON CONFLICT (id) DO UPDATE SET balance = 100`); err != nil {
+		log.Fatal(err)
+	}
 
-	// The server is made to report a conflict the first two times.
-	ctx := pgretry.ContextWithName(context.Background(), "example")
-	if _, err := db.ExecContext(ctx, `CREATE SEQUENCE IF NOT EXISTS tries`); err != nil {
-		log.Fatal(err)
+	// So that they deadlock for sure, neither asks for its second account before
+	// both have their first.
+	var locked, done sync.WaitGroup
+	locked.Add(2)
+	for _, t := range [][2]int{{1, 2}, {2, 1}} {
+		done.Go(func() {
+			meet, attempts := sync.OnceFunc(func() { locked.Done(); locked.Wait() }), 0
+			err := pgretry.RunInTx(ctx, db, nil, func(ctx context.Context, tx *sql.Tx) error {
+				attempts++
+				if _, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance - 1 WHERE id = $1`, t[0]); err != nil {
+					return err
+				}
+				meet()
+				_, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + 1 WHERE id = $1`, t[1])
+				return err
+			})
+			if err != nil {
+				log.Fatal(err)
+			}
+			fmt.Printf("from %d to %d: committed, attempts: %d\n", t[0], t[1], attempts)
+		})
 	}
-	attempts := 0
-	err = pgretry.RunInTx(ctx, db, &sql.TxOptions{Isolation: sql.LevelSerializable}, func(ctx context.Context, tx *sql.Tx) error {
-		attempts++
-		_, err := tx.ExecContext(ctx, `DO $$ BEGIN
-			IF nextval('tries') < 3 THEN RAISE EXCEPTION 'could not serialize access' USING ERRCODE = '40001'; END IF;
-		END $$`)
-		return err
-	})
-	if err != nil {
-		log.Fatal(err)
+	done.Wait()
+
+	_, err = db.ExecContext(ctx, `INSERT INTO account VALUES (1, 100)`)
+	if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) {
+		fmt.Println("a duplicate is a", pgErr.Code, "of", pgErr.ConstraintName)
 	}
-	fmt.Printf("committed after %d attempts\n", attempts)
 }

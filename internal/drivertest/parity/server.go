@@ -127,14 +127,24 @@ func (s *session) await(what, cond string, args ...any) {
 	}
 }
 
+const sleeping = `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active' AND query ILIKE $1`
+
 // awaitSleep waits until a statement whose text contains marker is inside pg_sleep.
 func (s *session) awaitSleep(marker string) {
-	s.await("the server sleeps", `SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active' AND query ILIKE $1`, "%"+marker+"%")
+	s.await("the server sleeps", "SELECT ("+sleeping+") > 0", "%"+marker+"%")
+}
+
+// awaitWake waits until no statement whose text contains marker is inside pg_sleep.
+// Drivers that give a cancelled connection up may leave its backend asleep for a
+// while, which must not be taken for the next one.
+func (s *session) awaitWake(marker string) {
+	s.await("the server has woken up", "SELECT ("+sleeping+") = 0", "%"+marker+"%")
 }
 
 // whileSleeping runs do with a context that is cancelled once the server is inside
 // pg_sleep of a statement that contains marker, and waits for do to return.
 func (s *session) whileSleeping(marker string, do func(context.Context)) {
+	s.awaitWake(marker)
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	done := make(chan struct{})

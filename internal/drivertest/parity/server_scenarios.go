@@ -742,6 +742,7 @@ func cancelledDuringNext(s *session) {
 	// The first rows are long enough to reach the client before the server sleeps.
 	const query = "SELECT i, repeat('x', 9000), CASE WHEN i > 4 THEN pg_sleep(20) END FROM generate_series(1, 10) i /* parity next */"
 	use := func(begin func(context.Context) (querier, func())) {
+		s.awaitWake("parity next")
 		ctx, cancel := context.WithCancel(s.ctx)
 		defer cancel()
 		q, end := begin(ctx)
