@@ -1,6 +1,7 @@
 package pgretry
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -32,37 +33,40 @@ const (
 const optInRetries = 4
 
 // Policy bounds the attempts of one logical transaction. A field that is zero
-// has its default.
+// leaves what it was, which at first is the default; see [WithPolicy].
 type Policy struct {
 	// MaxAttempts counts the first attempt too; 1 means no retry. Default 50.
 	MaxAttempts int
 	// BaseDelay is the upper bound of the wait before the first retry; the bound
-	// doubles with each further retry. Default 10 ms, or MaxDelay if that is
-	// shorter.
+	// doubles with each further retry. Default 10 ms. If it is given alone and is
+	// longer than MaxDelay was, MaxDelay follows.
 	BaseDelay time.Duration
-	// MaxDelay caps that bound. It must not be below BaseDelay. Default 1 s, or
-	// BaseDelay if that is longer.
+	// MaxDelay caps that bound. Default 1 s. If it is given alone and is shorter
+	// than BaseDelay was, BaseDelay follows; given together, it must not be below
+	// BaseDelay.
 	MaxDelay time.Duration
 	// MaxElapsed ends the retries: no attempt begins later than this after the
 	// first one began. Default 30 s.
 	MaxElapsed time.Duration
 }
 
-func (p Policy) withDefaults() Policy {
-	if p.MaxAttempts == 0 {
-		p.MaxAttempts = DefaultMaxAttempts
+var defaultPolicy = Policy{DefaultMaxAttempts, DefaultBaseDelay, DefaultMaxDelay, DefaultMaxElapsed}
+
+// over returns the policy with the fields that are zero taken from another. The
+// delay that was not given follows the one that was, so that they stay in order.
+func (p Policy) over(other Policy) Policy {
+	baseGiven, maxGiven := p.BaseDelay != 0, p.MaxDelay != 0
+	p = Policy{
+		MaxAttempts: cmp.Or(p.MaxAttempts, other.MaxAttempts),
+		BaseDelay:   cmp.Or(p.BaseDelay, other.BaseDelay),
+		MaxDelay:    cmp.Or(p.MaxDelay, other.MaxDelay),
+		MaxElapsed:  cmp.Or(p.MaxElapsed, other.MaxElapsed),
 	}
-	if p.BaseDelay == 0 {
-		p.BaseDelay = DefaultBaseDelay
-		if p.MaxDelay > 0 {
-			p.BaseDelay = min(p.BaseDelay, p.MaxDelay)
-		}
-	}
-	if p.MaxDelay == 0 {
-		p.MaxDelay = max(DefaultMaxDelay, p.BaseDelay)
-	}
-	if p.MaxElapsed == 0 {
-		p.MaxElapsed = DefaultMaxElapsed
+	switch {
+	case baseGiven && !maxGiven:
+		p.MaxDelay = max(p.MaxDelay, p.BaseDelay)
+	case maxGiven && !baseGiven:
+		p.BaseDelay = min(p.BaseDelay, p.MaxDelay)
 	}
 	return p
 }
@@ -70,16 +74,16 @@ func (p Policy) withDefaults() Policy {
 func (p Policy) validate() error {
 	switch {
 	case p.MaxAttempts < 0:
-		return fmt.Errorf("pgretry: MaxAttempts is %d, allowed is 1 or more, or 0 for the default of %d", p.MaxAttempts, DefaultMaxAttempts)
+		return fmt.Errorf("pgretry: MaxAttempts is %d, allowed is 1 or more", p.MaxAttempts)
 	case p.BaseDelay < 0:
-		return fmt.Errorf("pgretry: BaseDelay is %s, allowed is a positive duration, or 0 for the default of %s", p.BaseDelay, DefaultBaseDelay)
+		return fmt.Errorf("pgretry: BaseDelay is %s, allowed is a positive duration", p.BaseDelay)
 	case p.MaxDelay < 0:
-		return fmt.Errorf("pgretry: MaxDelay is %s, allowed is a positive duration, or 0 for the default of %s", p.MaxDelay, DefaultMaxDelay)
+		return fmt.Errorf("pgretry: MaxDelay is %s, allowed is a positive duration", p.MaxDelay)
 	case p.MaxElapsed < 0:
-		return fmt.Errorf("pgretry: MaxElapsed is %s, allowed is a positive duration, or 0 for the default of %s", p.MaxElapsed, DefaultMaxElapsed)
+		return fmt.Errorf("pgretry: MaxElapsed is %s, allowed is a positive duration", p.MaxElapsed)
 	}
-	if full := p.withDefaults(); full.MaxDelay < full.BaseDelay {
-		return fmt.Errorf("pgretry: MaxDelay is %s, allowed is no less than BaseDelay, which is %s", full.MaxDelay, full.BaseDelay)
+	if p.MaxDelay != 0 && p.MaxDelay < p.BaseDelay {
+		return fmt.Errorf("pgretry: MaxDelay is %s, allowed is no less than BaseDelay, which is %s", p.MaxDelay, p.BaseDelay)
 	}
 	return nil
 }

@@ -113,17 +113,23 @@ func TestFullJitterWorksInsideCenkaltisWrappers(t *testing.T) {
 	}
 }
 
-func TestPolicyFillsWhatIsMissing(t *testing.T) {
+func TestAPolicyChangesWhatItNames(t *testing.T) {
+	const ms = time.Millisecond
+	before := Policy{7, 20 * ms, 200 * ms, time.Minute}
 	for _, c := range []struct {
 		name        string
 		given, want Policy
 	}{
-		{"nothing given", Policy{}, Policy{50, 10 * time.Millisecond, time.Second, 30 * time.Second}},
-		{"a long base", Policy{BaseDelay: time.Minute}, Policy{50, time.Minute, time.Minute, 30 * time.Second}},
-		{"a short cap", Policy{MaxDelay: time.Millisecond}, Policy{50, time.Millisecond, time.Millisecond, 30 * time.Second}},
-		{"everything given", Policy{1, 2, 3, 4}, Policy{1, 2, 3, 4}},
+		{"nothing", Policy{}, before},
+		{"attempts", Policy{MaxAttempts: 3}, Policy{3, 20 * ms, 200 * ms, time.Minute}},
+		{"elapsed time", Policy{MaxElapsed: 1}, Policy{7, 20 * ms, 200 * ms, 1}},
+		{"a base within the cap", Policy{BaseDelay: 50 * ms}, Policy{7, 50 * ms, 200 * ms, time.Minute}},
+		{"a base beyond the cap", Policy{BaseDelay: 500 * ms}, Policy{7, 500 * ms, 500 * ms, time.Minute}},
+		{"a cap above the base", Policy{MaxDelay: 50 * ms}, Policy{7, 20 * ms, 50 * ms, time.Minute}},
+		{"a cap below the base", Policy{MaxDelay: 5 * ms}, Policy{7, 5 * ms, 5 * ms, time.Minute}},
+		{"everything", Policy{1, 2, 3, 4}, Policy{1, 2, 3, 4}},
 	} {
-		if got := c.given.withDefaults(); got != c.want {
+		if got := c.given.over(before); got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}

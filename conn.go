@@ -32,14 +32,23 @@ func newConn(connector *Connector, inner session, t *tap) driver.Conn {
 	return c.offering()
 }
 
-// Raw returns the inner driver's connection, for example lib/pq's:
+// RawConn returns the inner driver's connection, lib/pq's for example, from what
+// [sql.Conn.Raw] hands out; false if that is not a connection of ours. What is done
+// through it the driver does not see.
 //
 //	err := sqlConn.Raw(func(driverConn any) error {
-//		inner := driverConn.(interface{ Raw() driver.Conn }).Raw()
+//		inner, _ := pgretry.RawConn(driverConn)
 //		…
 //	})
-//
-// What is done through it the driver does not see.
+func RawConn(driverConn any) (driver.Conn, bool) {
+	c, ok := driverConn.(interface{ itself() *conn })
+	if !ok {
+		return nil, false
+	}
+	return c.itself().Raw(), true
+}
+
+// Raw is RawConn for those who cannot import this package.
 func (c *conn) Raw() driver.Conn { return c.tap.Conn }
 
 func (c *conn) Prepare(query string) (driver.Stmt, error) {

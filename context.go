@@ -22,7 +22,7 @@ func nameFrom(ctx context.Context) string {
 // ContextWithIdempotence returns a context with the caller's word that a closure
 // run under it may be run again even if it has committed something: that its
 // writes are such that doing them twice is the same as doing them once. Without
-// it that is [ErrAlreadyCommitted].
+// it that is [ErrAlreadyCommitted]. Loops inside the closure inherit the word.
 func ContextWithIdempotence(ctx context.Context) context.Context {
 	return context.WithValue(ctx, idempotenceKey{}, true)
 }

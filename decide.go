@@ -207,15 +207,17 @@ func (l *loop) permanent(phase Phase, seen observation, err error) error {
 func (l *loop) giveUp(v verdict, reason error, limit string, cause error) error {
 	return &RetryError{
 		Reason: reason, Attempts: l.attempts, Elapsed: l.config.now().Sub(l.started),
-		Class: v.class, Err: v.err, limit: limit, cause: cause,
+		Class: v.class, Err: v.err, Limit: limit, cause: cause,
 	}
 }
 
 func (l *loop) exhaust(a *attempt, seen observation, v verdict, limit string, cause error) *failure {
+	l.limit = limit
 	return l.final(a, seen, outcomeExhausted, v, "", l.giveUp(v, ErrExhausted, limit, cause))
 }
 
 func (l *loop) refuse(a *attempt, seen observation, v verdict, reason RefusalReason, sentinel error, what string) *failure {
+	l.limit = what
 	return l.final(a, seen, outcomeRefused, v, reason, l.giveUp(v, sentinel, what, nil))
 }
 
@@ -261,6 +263,6 @@ func (l *loop) tell(d Decision, v verdict, reason RefusalReason, wait time.Durat
 	deadlock, _ := ParseDeadlock(v.err)
 	l.config.onRetry(l.ctx, Event{
 		Decision: d, Reason: reason, Class: v.class, SQLState: sqlState(v.err), Attempt: l.attempts,
-		Wait: wait, Name: l.name, Deadlock: deadlock, Err: v.err,
+		Wait: wait, Name: l.name, Deadlock: deadlock, Err: v.err, Limit: l.limit,
 	})
 }

@@ -35,12 +35,13 @@
 // context's end or deadline is honoured at once, also while waiting.
 //
 // Seen: each attempt is an OpenTelemetry span below that of its transaction, with
-// the statements below it; a deadlock's wait-for cycle is an event on it;
+// the statements below it if they are asked for; a deadlock's wait-for cycle is an event on it;
 // [StatsOf] reports how much was protected. Neither arguments nor statement texts
 // nor error messages are recorded unless asked for.
 //
 // A drop-in: what database/sql shows of the driver is what it shows of the inner
-// one. Errors, in particular, are the inner driver's own values.
+// one. Errors, in particular, are the inner driver's own values. What
+// [sql.Conn.Raw] hands out is ours; [RawConn] leads to the inner connection.
 //
 // # What is not
 //

@@ -96,7 +96,7 @@ func (d *Driver) OpenConnector(name string) (driver.Connector, error) {
 
 func (d *Driver) openInner(name string, config *config) (driver.Connector, error) {
 	switch inner := d.inner.(type) {
-	case nil:
+	case nil, *pq.Driver, pq.Driver:
 		parsed, err := pq.NewConfig(name)
 		if err != nil {
 			return nil, err

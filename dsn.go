@@ -24,7 +24,7 @@ type dsnParameter struct {
 
 var dsnParameters = []dsnParameter{
 	{"pgretry_also_retry", "a comma-separated list of " + strings.Join(optInStates, ", "), func(c *config, value string) error {
-		return WithAlsoRetry(strings.Split(value, ",")...).apply(c)
+		return WithAlsoRetry(strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })...).apply(c)
 	}},
 	{"pgretry_base_delay", "a positive duration such as 10ms", func(c *config, value string) error {
 		return setDuration(&c.policy.BaseDelay, value)
@@ -261,10 +261,10 @@ func (s *pairScanner) value() (string, bool) {
 func redactDSNError(err error) error {
 	var parse *url.Error
 	if errors.As(err, &parse) {
-		return errors.New("pgretry: the DSN is not a valid URL; special characters in a user name or password must be percent-encoded")
+		return errors.New("pgretry: the DSN is not a valid URL: its host, port or an escape is malformed, or a special character in the user name or password is not percent-encoded")
 	}
 	if strings.HasPrefix(err.Error(), "missing ") || strings.HasPrefix(err.Error(), "unterminated ") {
-		return errors.New("pgretry: the DSN is not a list of key=value pairs; a value with spaces in it must be in single quotes")
+		return errors.New("pgretry: the DSN is neither a URL that begins with postgres:// nor a list of key=value pairs, in which a value with spaces must be in single quotes")
 	}
 	return err
 }

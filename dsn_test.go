@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 func TestOurParametersAreTakenOutOfTheDSN(t *testing.T) {
@@ -47,7 +49,7 @@ func TestDSNParametersConfigure(t *testing.T) {
 	want := Policy{8, 20 * time.Millisecond, 2 * time.Second, time.Minute}
 	for _, dsn := range []string{
 		"host=a pgretry_max_attempts=8 pgretry_base_delay=20ms pgretry_max_delay=2s pgretry_max_elapsed=1m pgretry_mode=off pgretry_also_retry=55P03,23505 pgretry_statement_spans=true",
-		"postgres://a/?pgretry_max_attempts=8&pgretry_base_delay=20ms&pgretry_max_delay=2s&pgretry_max_elapsed=1m&pgretry_mode=off&pgretry_also_retry=55P03%2C23505&pgretry_statement_spans=true",
+		"postgres://a/?pgretry_max_attempts=8&pgretry_base_delay=20ms&pgretry_max_delay=2s&pgretry_max_elapsed=1m&pgretry_mode=off&pgretry_also_retry=55P03%2C+23505&pgretry_statement_spans=true",
 	} {
 		connector, err := (&Driver{options: []Option{WithPolicy(Policy{MaxAttempts: 3}), WithMode(ModeClosure)}}).OpenConnector(dsn)
 		if err != nil {
@@ -176,6 +178,18 @@ func TestWrapDriverKeepsOurParametersFromTheInnerDriver(t *testing.T) {
 	}
 	if err := db.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestLibPQByAnyWayTellsWhereItConnectsTo(t *testing.T) {
+	for name, d := range map[string]*Driver{"registered": {}, "wrapped": WrapDriver(&pq.Driver{}), "wrapped value": WrapDriver(pq.Driver{})} {
+		connector, err := d.OpenConnector("postgres://u@db1:4711/shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(connector.(*Connector).config.attributes); n != 3 {
+			t.Errorf("%s: %d attributes, want 3", name, n)
+		}
 	}
 }
 

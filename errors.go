@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Sentinels that tell why [RunInTx] or [Retry] did not run a closure again.
-// They are found with [errors.Is] in a [*RetryError].
+// Sentinels that tell why [RunInTx] or [Retry] did not run a closure again, to be
+// tested with [errors.Is]. Most are the Reason of a [*RetryError].
 var (
 	// ErrExhausted: the attempts, the elapsed time, the caller's deadline, the
 	// user's backoff or the connector's retry budget allow no further attempt.
@@ -20,13 +20,13 @@ var (
 
 	// ErrNestedOptions: a [RunInTx] inside another on the same database joins
 	// the outer transaction and so cannot have an isolation level or access mode
-	// that the outer one does not have.
+	// that the outer one does not have. It is not in a RetryError.
 	ErrNestedOptions = errors.New("a nested transaction cannot change the options of the one it joins")
 
 	// ErrNotObserved: the driver saw nothing of the failed transaction, because
 	// the closure did not use the context it was given or because the database
-	// was not opened through this package. What the driver did not see it cannot
-	// promise to be rolled back.
+	// was not opened through this package, in which case it is not in a RetryError.
+	// What the driver did not see it cannot promise to be rolled back.
 	ErrNotObserved = errors.New("the driver did not see the transaction under the closure's context")
 
 	// ErrTxStillOpen: the closure returned but a transaction that it began under
@@ -51,17 +51,18 @@ type RetryError struct {
 	Class Class
 	// Err is the last attempt's error: the server's own, wherever there was one.
 	Err error
+	// Limit says in words which limit was reached, or what was committed.
+	Limit string
 
-	limit string // which limit ended it, in words
-	cause error  // the context's cause, if that is why
+	cause error // the context's error, if that is why
 }
 
 // Error says why there was no further attempt, after how many and how long, and
 // ends with the last error.
 func (e *RetryError) Error() string {
 	reason := e.Reason.Error()
-	if e.limit != "" {
-		reason += " (" + e.limit + ")"
+	if e.Limit != "" {
+		reason += " (" + e.Limit + ")"
 	}
 	attempts := "attempts"
 	if e.Attempts == 1 {

@@ -60,6 +60,9 @@ type Event struct {
 	SQLState string
 	// Attempt is the number of the attempt that failed, from 1.
 	Attempt int
+	// Limit says in words which limit was reached, for DecisionExhausted, or what
+	// was committed already.
+	Limit string
 	// Wait is the time until the next attempt, for DecisionRetried.
 	Wait time.Duration
 	// Name is the transaction's, see [ContextWithName].
@@ -87,6 +90,9 @@ func (e Event) LogValue() slog.Value {
 	}
 	if e.Reason != "" {
 		attrs = append(attrs, slog.String("reason", string(e.Reason)))
+	}
+	if e.Limit != "" {
+		attrs = append(attrs, slog.String("limit", e.Limit))
 	}
 	if e.Decision == DecisionRetried {
 		attrs = append(attrs, slog.Duration("wait", e.Wait))

@@ -409,6 +409,27 @@ func TestRunInTxSaysSoIfTheDatabaseIsNotOurs(t *testing.T) {
 	}
 }
 
+func TestRawConnLeadsToTheInnerConnection(t *testing.T) {
+	f := newFixture(t)
+	c, err := f.db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.Raw(func(driverConn any) error {
+		inner, ok := RawConn(driverConn)
+		if !ok || inner == driverConn {
+			t.Errorf("RawConn gives %T, %t", inner, ok)
+		}
+		if _, ok := RawConn(inner); ok {
+			t.Error("the inner connection is taken for one of ours")
+		}
+		return nil
+	})
+	if err := errors.Join(err, c.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 // foreign is a wrapper of somebody else's around our connector.
 type foreign struct{ driver.Connector }
 

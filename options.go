@@ -23,7 +23,8 @@ const (
 	// else passes through. The default.
 	ModeClosure Mode = iota
 	// ModeOff: nothing is retried. RunInTx and Retry run their closures once and
-	// return what they return; spans, metrics and stats go on.
+	// return the error as it is, except that a COMMIT without an answer still is a
+	// CommitUnknownError. Spans, metrics and stats go on.
 	ModeOff
 )
 
@@ -65,14 +66,14 @@ func (o option) apply(c *config) error    { return o(c) }
 func (o runOption) apply(c *config) error { return o(c) }
 func (runOption) runOption()              {}
 
-// WithPolicy bounds attempts, delays and elapsed time. Fields that are zero have
-// their defaults.
+// WithPolicy bounds attempts, delays and elapsed time. Fields that are zero stay as
+// they were: a call's policy changes the database's only in what it names.
 func WithPolicy(policy Policy) RunOption {
 	return runOption(func(c *config) error {
 		if err := policy.validate(); err != nil {
 			return err
 		}
-		c.policy = policy.withDefaults()
+		c.policy = policy.over(c.policy)
 		return nil
 	})
 }
@@ -211,7 +212,7 @@ type config struct {
 
 func newConfig(options []Option) (*config, error) {
 	c := &config{
-		policy: Policy{}.withDefaults(),
+		policy: defaultPolicy,
 		now:    time.Now,
 		wait:   wait,
 

@@ -42,7 +42,7 @@ const closingTime = 5 * time.Second
 // nothing is run again.
 //
 // A RunInTx inside fn, under fn's ctx and on the same database, joins the
-// transaction: its function gets the outer tx, its options are ignored, and if
+// transaction: its function gets the outer tx, its RunOptions are ignored, and if
 // it returns an error the whole is rolled back even if fn ignores that. Asking
 // for an isolation level or for read-only where the outer transaction has not is
 // [ErrNestedOptions]. On another database it is a transaction of its own; once
@@ -109,9 +109,14 @@ func isNil(db TxBeginner) bool {
 	return v.Kind() == reflect.Pointer && v.IsNil()
 }
 
-func errNotOurs(caller string) error {
-	return fmt.Errorf("pgretry: %s: the database was not opened through this package, by sql.Open(pgretry.DriverName, …), Open or NewConnector: %w", caller, ErrNotObserved)
+// notOursError says that a database is not one of ours. It matches ErrNotObserved.
+type notOursError struct{ caller string }
+
+func (e *notOursError) Error() string {
+	return "pgretry: " + e.caller + ": the database was not opened through this package, by sql.Open(pgretry.DriverName, …), Open or NewConnector"
 }
+
+func (e *notOursError) Is(target error) bool { return target == ErrNotObserved }
 
 // runTx is one attempt of RunInTx.
 func runTx(ctx context.Context, a *attempt, db TxBeginner, opts *sql.TxOptions, fn func(context.Context, *sql.Tx) error) (Phase, error) {
@@ -128,7 +133,7 @@ func runTx(ctx context.Context, a *attempt, db TxBeginner, opts *sql.TxOptions, 
 		}
 	}()
 	if a.observe().connector == nil {
-		return PhaseBegin, errNotOurs("RunInTx")
+		return PhaseBegin, &notOursError{"RunInTx"}
 	}
 
 	a.tx = tx
@@ -226,6 +231,7 @@ type loop struct {
 	slowly     backoff.BackOff // after unavailability
 	slowCount  int
 	optInCount int
+	limit      string // which limit ended it, in words
 
 	mu        sync.Mutex // the driver may set the rest while the closure runs
 	connector *Connector // the database, once config is its
@@ -353,9 +359,10 @@ func (l *loop) run(ctx context.Context, body func(context.Context, *attempt) (Ph
 			if waitErr == nil {
 				continue
 			}
+			l.limit = "the context ended the wait"
 			l.end(outcomeExhausted, err.verdict, "")
 			l.tell(DecisionExhausted, err.verdict, "", 0)
-			return l.giveUp(err.verdict, ErrExhausted, "the context ended the wait", waitErr)
+			return l.giveUp(err.verdict, ErrExhausted, l.limit, waitErr)
 		}
 		return err.final
 	}

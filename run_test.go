@@ -572,6 +572,11 @@ func TestOptionsOfACallOverrideTheDatabases(t *testing.T) {
 		t.Errorf("%d attempts, want 2", n)
 	}
 	f.ClearLog()
+	_ = RunInTx(t.Context(), f.db, nil, transfer, WithPolicy(Policy{MaxElapsed: time.Hour}))
+	if n := len(f.Log(drivertest.Begin)); n != 7 {
+		t.Errorf("%d attempts with another MaxElapsed, want the database's 7", n)
+	}
+	f.ClearLog()
 	_ = RunInTx(t.Context(), f.db, nil, transfer)
 	if n := len(f.Log(drivertest.Begin)); n != 7 {
 		t.Errorf("%d attempts afterwards, want the database's 7", n)

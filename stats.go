@@ -12,15 +12,16 @@ import (
 // how many of them were protected.
 type Stats struct {
 	// Closures counts the logical transactions that RunInTx and Retry ran to
-	// their end. They are protected: the driver can run them again.
+	// their end. Unless the mode is off, they are protected: they can run again.
 	Closures int64
 	// Plain counts the transactions begun in any other way.
 	Plain int64
-	// Attempts counts physical transactions, of both kinds.
+	// Attempts counts physical transactions that were begun, of both kinds.
 	Attempts int64
 	// Committed counts the attempts that were committed.
 	Committed int64
-	// Retries counts the attempts that were followed by another one.
+	// Retries counts the runs of a closure that were followed by another one,
+	// whether or not they got as far as BEGIN.
 	Retries int64
 	// RetriesBySQLState splits Retries; "" stands for lost connections and
 	// servers that could not be reached.
@@ -36,8 +37,8 @@ type Stats struct {
 	PlainConflicts int64
 }
 
-// ProtectedShare is the share of logical transactions that could be run again,
-// from 0 to 1; 0 if there were none.
+// ProtectedShare is the share of logical transactions that ran in closures, from 0
+// to 1; 0 if there were none.
 func (s Stats) ProtectedShare() float64 {
 	if s.Closures+s.Plain == 0 {
 		return 0
@@ -53,7 +54,7 @@ func StatsOf(db *sql.DB) (Stats, error) {
 	}
 	connector := connectorOf(db)
 	if connector == nil {
-		return Stats{}, errNotOurs("StatsOf")
+		return Stats{}, &notOursError{"StatsOf"}
 	}
 	return connector.stats.snapshot(), nil
 }

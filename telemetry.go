@@ -29,7 +29,6 @@ const (
 	spanTransaction = "pgretry.transaction"
 	spanAttempt     = "pgretry.attempt"
 	eventDeadlock   = "pgretry.deadlock"
-	eventRollback   = "pgretry.rollback_failed"
 
 	keyAttempt     = attribute.Key("pgretry.attempt")
 	keyAttempts    = attribute.Key("pgretry.attempts")
