@@ -35,6 +35,9 @@ type attempt struct {
 	last verdict // of whatever else failed last
 	seen bool    // a failure that a further run may cure
 
+	mainCommitted bool  // the transaction of RunInTx, by whomever
+	unknown       error // of a COMMIT without an answer
+
 	commits   int    // what was, or may have been, committed
 	committed string // the first of them, in words
 }
@@ -43,6 +46,9 @@ type attempt struct {
 type verdict struct {
 	class Class
 	err   error
+	// faint verdicts are of something beside a transaction. They count only if
+	// the closure's error leads to them: it may have got over it.
+	faint bool
 }
 
 type attemptKey struct{}
@@ -82,16 +88,16 @@ func (a *attempt) txBegan() (main bool) {
 func (a *attempt) txEnded(main bool, o outcome, statements int, v verdict) {
 	a.sawFailure(v.class)
 	a.mu.Lock()
-	a.open--
+	a.closeLocked()
 	a.statements += statements
-	if a.open == 0 && a.closed != nil {
-		close(a.closed)
-		a.closed = nil
-	}
 	if main {
 		a.main = v
+		a.mainCommitted = o == outcomeCommitted
 	} else {
 		a.last = v
+	}
+	if v.class == ClassUnknownOutcome {
+		a.unknown = v.err
 	}
 	a.mu.Unlock()
 
@@ -114,13 +120,36 @@ func (a *attempt) sawFailure(class Class) {
 	}
 }
 
+// closeLocked notes the end of something that was under way. The caller holds mu.
+func (a *attempt) closeLocked() {
+	a.open--
+	if a.open == 0 && a.closed != nil {
+		close(a.closed)
+		a.closed = nil
+	}
+}
+
+// writeBegan and writeEnded bracket a statement outside a transaction that may
+// commit something.
+func (a *attempt) writeBegan() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.open++
+}
+
+func (a *attempt) writeEnded() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closeLocked()
+}
+
 // noteFailure notes an error that ended a lone statement or a connection that
 // could not be made.
 func (a *attempt) noteFailure(class Class, err error) {
 	a.sawFailure(class)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.last = verdict{class, err}
+	a.last = verdict{class: class, err: err, faint: class != ClassRetryable && class != ClassRetryableOptIn}
 }
 
 // noteSuccess forgets the last failure: the closure has gone on from it.
@@ -164,12 +193,18 @@ type observation struct {
 	seen       bool
 	committed  string
 	statements int
+
+	mainCommitted bool
+	unknown       error
 }
 
 func (a *attempt) observe() observation {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return observation{a.connector, a.open, a.main, a.last, a.seen, a.committed, a.statements}
+	return observation{
+		connector: a.connector, open: a.open, main: a.main, last: a.last, seen: a.seen,
+		committed: a.committed, statements: a.statements, mainCommitted: a.mainCommitted, unknown: a.unknown,
+	}
 }
 
 // whenClosed returns a channel that is closed when every transaction begun under

@@ -64,6 +64,9 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	if err != nil {
 		if inTx {
 			c.tx.failed(err)
+		} else if a := attemptFrom(ctx); a != nil {
+			a.meets(c.connector)
+			a.noteFailure(Classify(err, PhaseStatement), err)
 		}
 		return nil, err
 	}
@@ -97,5 +100,6 @@ func (c *conn) Ping(ctx context.Context) error { return c.session.Ping(ctx) }
 
 func (c *conn) Close() error {
 	c.tx.abandon()
+	c.rawBlock.abandon()
 	return c.session.Close()
 }

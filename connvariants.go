@@ -154,6 +154,7 @@ func (v validConn) IsValid() bool { return v.conn.tap.isValid() }
 func (r resettingConn) ResetSession(ctx context.Context) error {
 	c := r.conn
 	c.tx.abandon()
+	// A raw block that was left open is still open: it is forgotten, not ended.
 	c.rawBlock = rawBlock{}
 	return c.session.ResetSession(ctx)
 }

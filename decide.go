@@ -2,7 +2,6 @@ package pgretry
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,18 +18,25 @@ func (l *loop) decide(a *attempt, phase Phase, err error) *failure {
 	if seen.connector != nil && l.database() == nil {
 		// The options were checked when the loop was made.
 		if configErr := l.runsOn(seen.connector); configErr != nil {
-			return l.final(a, seen, outcomeRolledBack, verdict{ClassPermanent, err}, "", errors.Join(err, configErr))
+			return l.final(a, seen, outcomeRolledBack, verdict{class: ClassPermanent, err: err}, "", errors.Join(err, configErr))
 		}
 	}
 
 	v := l.judge(seen, phase, err)
+	if cause := contextError(l.ctx); cause != nil && phase == PhaseBegin && l.failed.err != nil {
+		// The wait was over just before the context was.
+		return l.exhaust(a, seen, l.failed, "the context is done", cause)
+	}
 	switch {
 	case gaveUp(err):
-		return l.final(a, seen, outcomeRolledBack, verdict{ClassPermanent, err}, "", err)
+		return l.final(a, seen, outcomeRolledBack, verdict{class: ClassPermanent, err: err}, "", err)
 	case v.class == ClassUnknownOutcome:
 		return l.final(a, seen, outcomeUnknown, v, "", &CommitUnknownError{Cause: err, Attempts: l.attempts, At: l.config.now()})
 	case !l.retries(v):
 		return l.final(a, seen, outcomeRolledBack, v, "", l.permanent(phase, seen, err))
+	case l.target == nil && !seen.seen && l.parent != nil:
+		// The failing transaction may be the outer loop's: so is the decision.
+		return l.final(a, seen, outcomeRolledBack, v, "", err)
 	case l.target == nil && !seen.seen:
 		return l.refuse(a, seen, v, RefusedNotObserved, ErrNotObserved, "")
 	case seen.committed != "" && !l.idempotent:
@@ -39,11 +45,17 @@ func (l *loop) decide(a *attempt, phase Phase, err error) *failure {
 	if cause := contextError(l.ctx); cause != nil {
 		return l.exhaust(a, seen, v, "the context is done", cause)
 	}
-	if seen.open > 0 && !l.closed(a) {
-		if cause := contextError(l.ctx); cause != nil {
+	if seen.open > 0 {
+		closed := l.closed(a)
+		seen = a.observe()
+		switch cause := contextError(l.ctx); {
+		case seen.committed != "" && !l.idempotent:
+			return l.refuse(a, seen, v, RefusedAlreadyCommitted, ErrAlreadyCommitted, seen.committed)
+		case cause != nil:
 			return l.exhaust(a, seen, v, "the context is done", cause)
+		case !closed:
+			return l.refuse(a, seen, v, RefusedTxStillOpen, ErrTxStillOpen, "")
 		}
-		return l.refuse(a, seen, v, RefusedTxStillOpen, ErrTxStillOpen, "")
 	}
 
 	wait, limit := l.next(v)
@@ -68,6 +80,9 @@ func (l *loop) decide(a *attempt, phase Phase, err error) *failure {
 // judge finds the class of what ended the attempt, and the error that is to
 // blame. A closure may have hidden that error: the driver knows it.
 func (l *loop) judge(seen observation, phase Phase, err error) verdict {
+	if seen.unknown != nil && errors.Is(err, seen.unknown) {
+		return verdict{class: ClassUnknownOutcome, err: err}
+	}
 	observed := seen.last
 	if seen.main.err != nil {
 		observed = seen.main
@@ -75,20 +90,20 @@ func (l *loop) judge(seen observation, phase Phase, err error) verdict {
 	switch phase {
 	case PhaseBegin:
 		if errors.Is(err, ErrNotObserved) {
-			return verdict{ClassPermanent, err}
+			return verdict{class: ClassPermanent, err: err}
 		}
 		if observed.err != nil {
-			return verdict{observed.class, err}
+			return verdict{class: observed.class, err: err}
 		}
 		// database/sql opens connections in a goroutine of its own as well, whose
 		// context is not the attempt's.
-		return verdict{Classify(err, PhaseConnect), err}
+		return verdict{class: Classify(err, PhaseConnect), err: err}
 	case PhaseCommit:
 		if seen.main.err == nil {
 			// The driver was never asked to commit: database/sql saw the context end.
-			return verdict{ClassPermanent, err}
+			return verdict{class: ClassPermanent, err: err}
 		}
-		return verdict{seen.main.class, hidden(err, seen.main.err)}
+		return verdict{class: seen.main.class, err: hidden(err, seen.main.err)}
 	}
 
 	class := ClassPermanent
@@ -96,17 +111,16 @@ func (l *loop) judge(seen observation, phase Phase, err error) verdict {
 		class = Classify(err, PhaseStatement)
 	}
 	switch {
-	case l.retries(verdict{class, err}) && class != ClassConnectionLost:
-		return verdict{class, err}
-	case observed.err == nil:
-		return verdict{class, err}
-	case observed.class == ClassUnknownOutcome, observed.class == ClassRetryable,
-		observed.class == ClassConnectionLost, observed.class == ClassNotStarted:
-		return verdict{observed.class, hidden(err, observed.err)}
+	case l.retries(verdict{class: class, err: err}) && class != ClassConnectionLost:
+		return verdict{class: class, err: err}
+	case observed.err == nil, observed.faint && !errors.Is(err, observed.err):
+		return verdict{class: class, err: err}
+	case observed.class == ClassUnknownOutcome, observed.class == ClassConnectionLost, l.retries(observed):
+		return verdict{class: observed.class, err: hidden(err, observed.err)}
 	case class == ClassAborted:
-		return verdict{observed.class, hidden(err, observed.err)}
+		return verdict{class: observed.class, err: hidden(err, observed.err)}
 	}
-	return verdict{class, err}
+	return verdict{class: class, err: err}
 }
 
 // hiddenError is a closure's error with the server's error that it does not lead
@@ -137,8 +151,7 @@ func (l *loop) retries(v verdict) bool {
 		return true
 	case ClassConnectionLost:
 		// A *sql.Conn is one session: lost is lost.
-		_, oneSession := l.target.(*sql.Conn)
-		return !oneSession
+		return !isOneSession(l.target)
 	case ClassRetryableOptIn:
 		return slices.Contains(l.config.alsoRetry, sqlState(v.err))
 	}
@@ -251,6 +264,7 @@ func (l *loop) retry(a *attempt, seen observation, v verdict, wait time.Duration
 		connector.stats.retried(state)
 	}
 	telemetry.retried(ctx, v.class, state, wait)
+	l.failed = v
 	l.tell(DecisionRetried, v, "", wait)
 	return &failure{verdict: v, again: true, wait: wait}
 }

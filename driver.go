@@ -221,7 +221,7 @@ func connectorOf(db any) *Connector {
 		if d, ok := db.Driver().(*Driver); ok {
 			return d.connector
 		}
-	case *sql.Conn:
+	case interface{ Raw(func(any) error) error }: // *sql.Conn
 		var connector *Connector
 		// A connection that cannot be had any more has no connector either.
 		_ = db.Raw(func(driverConn any) error {

@@ -126,16 +126,13 @@ func (d dsn) value(name string) string {
 // parseDSN takes our parameters out of a DSN in the URL or the key=value form.
 func parseDSN(name string) (dsn, error) {
 	d := dsn{inner: name}
-	if strings.Contains(name, parameterPrefix) {
-		var err error
-		if strings.HasPrefix(name, "postgres://") || strings.HasPrefix(name, "postgresql://") {
-			err = d.cutFromURL(name)
-		} else {
-			d.cutFromPairs(name)
-		}
-		if err != nil {
+	switch {
+	case strings.HasPrefix(name, "postgres://"), strings.HasPrefix(name, "postgresql://"):
+		if err := d.cutFromURL(name); err != nil {
 			return dsn{}, err
 		}
+	case strings.Contains(name, parameterPrefix):
+		d.cutFromPairs(name)
 	}
 	for i, p := range d.parameters {
 		if slices.ContainsFunc(d.parameters[:i], func(q dsnPair) bool { return q.name == p.name }) {
@@ -204,12 +201,16 @@ type pairScanner struct {
 	pos  int
 }
 
+// atSpace looks at a whole character: lib/pq does, and the bytes of some letters
+// are spaces by themselves.
+func (s *pairScanner) atSpace() bool {
+	r, _ := utf8.DecodeRuneInString(s.text[s.pos:])
+	return unicode.IsSpace(r)
+}
+
 func (s *pairScanner) skipSpace() {
-	for s.pos < len(s.text) {
-		r, size := utf8.DecodeRuneInString(s.text[s.pos:])
-		if !unicode.IsSpace(r) {
-			return
-		}
+	for s.pos < len(s.text) && s.atSpace() {
+		_, size := utf8.DecodeRuneInString(s.text[s.pos:])
 		s.pos += size
 	}
 }
@@ -217,7 +218,7 @@ func (s *pairScanner) skipSpace() {
 func (s *pairScanner) next() (key, value string, ok bool) {
 	s.skipSpace()
 	start := s.pos
-	for s.pos < len(s.text) && s.text[s.pos] != '=' && !unicode.IsSpace(rune(s.text[s.pos])) {
+	for s.pos < len(s.text) && s.text[s.pos] != '=' && !s.atSpace() {
 		s.pos++
 	}
 	key = s.text[start:s.pos]
@@ -243,7 +244,7 @@ func (s *pairScanner) value() (string, bool) {
 		case quoted && b == '\'':
 			s.pos++
 			return value.String(), true
-		case !quoted && unicode.IsSpace(rune(b)):
+		case !quoted && s.atSpace():
 			return value.String(), true
 		case b == '\\' && s.pos+1 < len(s.text):
 			s.pos++

@@ -27,7 +27,7 @@ func rollsBack(info *sqltext.Info) bool {
 // mayControlTx says quickly and cautiously whether a text could begin or end a
 // transaction. Statements are many and such texts are few.
 func mayControlTx(text string) bool {
-	text = strings.TrimLeft(text, " \t\r\n")
+	text = strings.TrimLeft(text, " \t\r\n\f\v")
 	if len(text) < 3 {
 		return false
 	}
@@ -50,6 +50,14 @@ type rawBlock struct {
 	first   verdict
 }
 
+// abandon ends a block whose connection goes away or back to the pool.
+func (b *rawBlock) abandon() {
+	if b.attempt != nil {
+		b.attempt.txEnded(false, outcomeRolledBack, 0, b.first)
+	}
+	*b = rawBlock{}
+}
+
 // mayHaveCommitted says of a text that failed whether a COMMIT in it may have taken
 // effect: as one of several statements, or without an answer.
 func mayHaveCommitted(info *sqltext.Info, err error) bool {
@@ -63,6 +71,8 @@ type loneStatement struct {
 	conn    *conn
 	info    *sqltext.Info
 	noted   bool
+
+	underWay bool
 }
 
 func (c *conn) beginLone(ctx context.Context, text string) loneStatement {
@@ -74,11 +84,20 @@ func (c *conn) beginLone(ctx context.Context, text string) loneStatement {
 		return loneStatement{}
 	}
 	a.meets(c.connector)
-	return loneStatement{attempt: a, conn: c, info: analyze(text)}
+	l := loneStatement{attempt: a, conn: c, info: analyze(text)}
+	if !repeatable(l.info) {
+		l.underWay = true
+		a.writeBegan()
+	}
+	return l
 }
 
 // executed notes what the statement has done, or may have.
 func (l *loneStatement) executed(err error) {
+	if l.underWay {
+		l.underWay = false
+		defer l.attempt.writeEnded() // after what it did is noted
+	}
 	switch {
 	case l.attempt == nil || err == driver.ErrSkip: //nolint:errorlint // drivers must return it bare
 		return
@@ -87,6 +106,7 @@ func (l *loneStatement) executed(err error) {
 		return
 	case l.conn.rawBlock.attempt != nil:
 		l.inBlock()
+		return
 	case l.info.BeginsTx && !l.info.EndsTx:
 		l.conn.rawBlock.attempt = l.attempt
 		l.attempt.txBegan()
@@ -101,8 +121,8 @@ func (l *loneStatement) executed(err error) {
 func (l *loneStatement) inBlock() {
 	block := &l.conn.rawBlock
 	if !l.info.EndsTx {
-		if block.first.err != nil {
-			block.first = verdict{} // a ROLLBACK TO: nothing else succeeds there
+		if l.info.Statements > 0 {
+			block.first = verdict{} // after an error, a ROLLBACK TO: nothing else succeeds
 		}
 		return
 	}
@@ -124,14 +144,18 @@ func (l *loneStatement) failed(err error) {
 	class := Classify(err, PhaseStatement)
 	if block := &l.conn.rawBlock; block.attempt != nil {
 		if block.first.err == nil {
-			block.first = verdict{class, err}
+			block.first = verdict{class: class, err: err}
 		}
 		if mayHaveCommitted(l.info, err) {
 			block.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
 		}
+		if class == ClassConnectionLost {
+			block.abandon()
+		}
 		return
 	}
 	l.attempt.noteFailure(class, err)
+	l.conn.connector.telemetry.deadlock(l.attempt.currentSpan(), err)
 	if l.noted {
 		l.noted = false
 		l.attempt.takeBackCommitted()

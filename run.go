@@ -124,6 +124,9 @@ func runTx(ctx context.Context, a *attempt, db TxBeginner, opts *sql.TxOptions, 
 	if err != nil {
 		return PhaseBegin, err
 	}
+	if tx == nil {
+		return PhaseBegin, fmt.Errorf("pgretry: begin: %T returned no transaction", db)
+	}
 	ended := false
 	defer func() {
 		// Without recover, so that a panic keeps its stack, and for
@@ -144,6 +147,9 @@ func runTx(ctx context.Context, a *attempt, db TxBeginner, opts *sql.TxOptions, 
 	ended = true
 	if err == nil {
 		if err = tx.Commit(); err != nil {
+			if errors.Is(err, sql.ErrTxDone) && a.observe().mainCommitted {
+				return PhaseCommit, nil // the closure had done it
+			}
 			// If the context's end kept COMMIT from being sent, the transaction is
 			// still there; otherwise this does nothing.
 			_ = tx.Rollback()
@@ -167,10 +173,10 @@ func (a *attempt) joinedBy(db TxBeginner) *attempt {
 		if a.loop.target == nil || a.tx == nil {
 			continue
 		}
-		if reflect.TypeOf(db).Comparable() && a.loop.target == db {
+		if reflect.ValueOf(db).Comparable() && reflect.ValueOf(a.loop.target).Comparable() && a.loop.target == db {
 			return a
 		}
-		if _, isConn := db.(*sql.Conn); isConn {
+		if isOneSession(db) {
 			continue // another session was chosen on purpose
 		}
 		if c := connectorOf(db); c != nil && c == a.observe().connector {
@@ -180,21 +186,37 @@ func (a *attempt) joinedBy(db TxBeginner) *attempt {
 	return nil
 }
 
+// isOneSession is true of *sql.Conn and of wrappers around it.
+func isOneSession(db any) bool {
+	_, ok := db.(interface{ Raw(func(any) error) error })
+	return ok
+}
+
 // join runs a nested call's function in the outer transaction.
 func (a *attempt) join(ctx context.Context, opts *sql.TxOptions, fn func(context.Context, *sql.Tx) error) error {
+	returned := false
+	defer func() {
+		if !returned { // somebody may recover from the panic
+			_ = a.doom(errPanicked)
+		}
+	}()
 	if opts != nil {
 		var outer sql.TxOptions
 		if a.loop.opts != nil {
 			outer = *a.loop.opts
 		}
 		if opts.Isolation != sql.LevelDefault && opts.Isolation != outer.Isolation {
+			returned = true
 			return a.doom(fmt.Errorf("pgretry: %w: isolation level %s inside %s", ErrNestedOptions, opts.Isolation, outer.Isolation))
 		}
 		if opts.ReadOnly && !outer.ReadOnly {
+			returned = true
 			return a.doom(fmt.Errorf("pgretry: %w: read-only inside read-write", ErrNestedOptions))
 		}
 	}
-	if err := fn(ctx, a.tx); err != nil {
+	err := fn(ctx, a.tx)
+	returned = true
+	if err != nil {
 		return a.doom(err)
 	}
 	return nil
@@ -231,7 +253,9 @@ type loop struct {
 	slowly     backoff.BackOff // after unavailability
 	slowCount  int
 	optInCount int
-	limit      string // which limit ended it, in words
+	limit      string  // which limit ended it, in words
+	failed     verdict // the last attempt that another one followed
+	ended      bool
 
 	mu        sync.Mutex // the driver may set the rest while the closure runs
 	connector *Connector // the database, once config is its
@@ -348,6 +372,11 @@ func (l *loop) begin() (context.Context, *attempt) {
 
 // run is the loop. body is one attempt and says in which phase it ended.
 func (l *loop) run(ctx context.Context, body func(context.Context, *attempt) (Phase, error)) error {
+	defer func() {
+		if !l.ended { // the closure, or a hook, panicked or ended its goroutine
+			l.end(outcomeRolledBack, verdict{class: ClassPermanent, err: errPanicked}, "")
+		}
+	}()
 	for {
 		attemptCtx, a := l.begin()
 		err := l.once(attemptCtx, a, body)
@@ -383,7 +412,6 @@ func (l *loop) once(ctx context.Context, a *attempt, body func(context.Context, 
 		if panicked {
 			e := ending{outcome: outcomeRolledBack, class: ClassPermanent, err: errPanicked, statements: a.observe().statements}
 			endSpan(a.currentSpan(), e)
-			l.end(outcomeRolledBack, verdict{ClassPermanent, errPanicked}, "")
 		}
 	}()
 	phase, err := body(ctx, a)
@@ -402,7 +430,9 @@ var errPanicked = errors.New("the closure did not return")
 
 // end closes the logical transaction: span, metrics, statistics.
 func (l *loop) end(o outcome, v verdict, reason RefusalReason) {
+	l.ended = true
 	l.mu.Lock()
+	l.current = nil // what a goroutine of the closure still does is no part of it
 	ctx, span, connector, telemetry := l.ctx, l.span, l.met, l.telemetry
 	l.mu.Unlock()
 	endSpan(span, ending{outcome: o, class: v.class, err: v.err, reason: reason, attempts: l.attempts})
@@ -410,10 +440,7 @@ func (l *loop) end(o outcome, v verdict, reason RefusalReason) {
 		return // no database was touched: there was no transaction
 	}
 	connector.stats.closureEnded(o, reason)
-	switch {
-	case o == outcomeUnknown:
-		telemetry.unknownCommit(ctx)
-	case reason != "":
+	if reason != "" {
 		telemetry.refused(ctx, reason)
 	}
 	if connector.telemetry.measuring(ctx) {

@@ -74,6 +74,15 @@ func newStmt(c *conn, text string, inner driver.Stmt) driver.Stmt {
 	return s
 }
 
+// Close closes the statement. Like any call it may be the one that meets an error.
+func (s *stmt) Close() error {
+	err := s.Stmt.Close()
+	if err != nil && s.conn.tx.isOpen() {
+		s.conn.tx.failed(err)
+	}
+	return err
+}
+
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
 	c := s.conn
 	if c.tx.isOpen() {

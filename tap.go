@@ -70,19 +70,15 @@ func newTap(inner driver.Conn) *tap {
 // driver tells.
 func (t *tap) isValid() bool { return t.validator == nil || t.validator.IsValid() }
 
-// sendsNothingOnceLost says whether the inner driver is known to send nothing
-// over a connection that it has given up, so that what fails afterwards cannot
-// have reached the server.
-func (t *tap) sendsNothingOnceLost() bool {
+// sendsNothing says whether a call would certainly fail without reaching the
+// server: lib/pq says of a connection that it has given up that it is not valid, and
+// sends nothing over it. Of other drivers that is not known.
+func (t *tap) sendsNothing() bool {
 	inner := reflect.TypeOf(t.Conn)
 	if inner.Kind() == reflect.Pointer {
 		inner = inner.Elem()
 	}
-	switch inner.PkgPath() {
-	case "github.com/lib/pq", "github.com/jackc/pgx/v5/stdlib":
-		return true
-	}
-	return false
+	return inner.PkgPath() == "github.com/lib/pq" && !t.isValid()
 }
 
 func (t *tap) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {

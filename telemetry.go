@@ -314,9 +314,6 @@ func (p *plainTx) start(ctx context.Context, t *telemetry, now func() time.Time,
 }
 
 func (p *plainTx) end(t *telemetry, now func() time.Time, o outcome, statements int, v verdict) {
-	if o == outcomeUnknown {
-		t.unknownCommit(context.Background())
-	}
 	if p.started.IsZero() {
 		return
 	}

@@ -73,7 +73,9 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 		if a != nil {
 			a.noteFailure(class, err)
 		} else {
-			t.plain.end(c.connector.telemetry, c.connector.config.now, outcomeRolledBack, 0, verdict{class, err})
+			// database/sql may begin again on another connection: what is counted and
+			// measured is a transaction, not this.
+			endSpan(t.plain.span, ending{outcome: outcomeRolledBack, class: class, err: err})
 		}
 		return nil, err
 	}
@@ -100,8 +102,8 @@ func (t *tx) executed(text string, err error) {
 	}
 	t.statements++
 	if err != nil {
-		if mayControlTx(text) && mayHaveCommitted(analyze(text), err) && t.attempt != nil {
-			t.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
+		if mayControlTx(text) && mayHaveCommitted(analyze(text), err) {
+			t.committedPerhaps(err)
 		}
 		t.failed(err)
 		return
@@ -122,12 +124,22 @@ func (t *tx) controlled(text string) {
 		}
 		t.endRaw(o, "a transaction, by a COMMIT sent as a statement")
 		if info.AndChain {
-			t.state = txActive
+			t.state, t.first = txActive, verdict{}
 		}
-	case t.state == txAborted:
-		// In an aborted transaction nothing but ROLLBACK TO succeeds: the
-		// application has undone what failed.
+	case t.state == txAborted && info.Statements > 0:
+		// In an aborted transaction nothing but ROLLBACK TO succeeds, and nothing at
+		// all: the application has undone what failed.
 		t.state, t.first = txActive, verdict{}
+	}
+}
+
+// committedPerhaps notes a text that failed with a COMMIT in it.
+func (t *tx) committedPerhaps(err error) {
+	if t.attempt != nil {
+		t.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
+	}
+	if Classify(err, PhaseCommit) == ClassUnknownOutcome {
+		t.state, t.first = txLost, verdict{class: ClassUnknownOutcome, err: err}
 	}
 }
 
@@ -145,7 +157,7 @@ func (t *tx) failed(err error) {
 	default:
 		return // the client's own mistake: the server knows nothing of it
 	}
-	t.first = verdict{class, err}
+	t.first = verdict{class: class, err: err}
 	if t.attempt != nil {
 		t.attempt.sawFailure(class)
 	}
@@ -163,16 +175,16 @@ func (t *tx) tellDeadlock(err error) {
 
 // Commit commits. The error is the inner driver's.
 func (t *tx) Commit() error {
-	// A session that its driver has given up sends nothing more, so its COMMIT
-	// cannot have reached the server.
-	unsent := t.conn.tap.sendsNothingOnceLost() && (t.state == txLost || !t.conn.tap.isValid())
+	unsent := t.conn.tap.sendsNothing()
 	err := t.inner.Commit()
 	if err == nil {
 		t.end(outcomeCommitted, verdict{})
 		return nil
 	}
-	v := verdict{Classify(err, PhaseCommit), err}
+	v := verdict{class: Classify(err, PhaseCommit), err: err}
 	switch {
+	case t.state == txEndedRaw:
+		v.class = ClassPermanent // there was nothing left to commit
 	case v.class == ClassAborted && t.first.err != nil:
 		v = t.first
 	case v.class == ClassUnknownOutcome && unsent:
@@ -222,8 +234,12 @@ func (i innerTx) Rollback() error {
 // endRaw notes that the transaction ended otherwise than by its own Commit or
 // Rollback. What follows on the connection is outside it.
 func (t *tx) endRaw(o outcome, committed string) {
-	t.first, t.rawOutcome, t.state = verdict{}, o, txEndedRaw
-	if o == outcomeCommitted && t.attempt != nil {
+	t.rawOutcome, t.state = o, txEndedRaw
+	if o != outcomeCommitted {
+		return
+	}
+	t.first = verdict{}
+	if t.attempt != nil {
 		t.attempt.noteCommitted(committed)
 	}
 }
@@ -247,8 +263,11 @@ func (t *tx) end(o outcome, v verdict) {
 	} else {
 		t.plain.end(connector.telemetry, connector.config.now, o, t.statements, v)
 	}
-	if o == outcomeCommitted {
+	switch o {
+	case outcomeCommitted:
 		connector.budget.succeeded()
+	case outcomeUnknown:
+		connector.telemetry.unknownCommit(context.Background())
 	}
 	// Spans and contexts of a transaction that is over should not be kept by an
 	// idle connection.
