@@ -11,8 +11,9 @@ import (
 )
 
 // decide says what follows an attempt that failed: whether the closure may run
-// again and after which wait, or the error that the caller gets. The attempt is
-// over by now: rolled back, its connection returned.
+// again and after which wait, or the error that the caller gets. RunInTx has rolled
+// its transaction back by now; what else was begun under the attempt is waited for,
+// within a bound.
 func (l *loop) decide(a *attempt, phase Phase, err error) *failure {
 	seen := a.observe()
 	if seen.connector != nil && l.database() == nil {

@@ -30,11 +30,13 @@ const closingTime = 5 * time.Second
 // the pool, and after a wait with full jitter fn runs again in a new transaction.
 //
 // fn must therefore do all its database work through its tx or at least under
-// its ctx, must not commit tx itself, and must not keep what it changed outside the database from one run to
-// the next. If fn returns an error that is not a conflict, the transaction is
-// rolled back and that very error is returned. A conflict counts even if fn hid
-// it behind another error, because the driver saw it. If fn panics, the
-// transaction is rolled back and the panic goes on.
+// its ctx, must leave no goroutine behind that goes on with them, must not commit
+// tx itself, and must not keep what it changed outside the database from one run
+// to the next. If fn returns an error that is not a conflict, the transaction is
+// rolled back and that very error is returned, or one that wraps it if the
+// rollback fails too. A conflict counts even if fn hid it behind another error,
+// because the driver saw it. If fn panics, the transaction is rolled back and the
+// panic goes on.
 //
 // The policy comes from the database unless options override it. When there is
 // no further attempt, the error is a [*RetryError] that matches the server's; if
