@@ -401,29 +401,36 @@ func TestACancelledStatementEndsTheTransactionAndNothingElse(t *testing.T) {
 }
 
 func TestBeginningTwiceOnOneConnIsLeftToTheInnerDriver(t *testing.T) {
-	dsn := pgtest.DSN(t)
-	errs := map[string][3]string{}
-	for _, name := range []string{"postgres", DriverName} {
-		db, err := sql.Open(name, dsn)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := db.Conn(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		first, err := c.BeginTx(t.Context(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, second := c.BeginTx(t.Context(), nil)
-		errs[name] = [3]string{fmt.Sprint(second), fmt.Sprint(first.Commit()), fmt.Sprint(c.Close())}
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	if errs["postgres"] != errs[DriverName] {
-		t.Errorf("lib/pq gives %q, we give %q", errs["postgres"], errs[DriverName])
+	for name, end := range map[string]func(*sql.Tx) error{"commit": (*sql.Tx).Commit, "rollback": (*sql.Tx).Rollback} {
+		t.Run(name, func(t *testing.T) {
+			dsn := pgtest.DSN(t)
+			errs := map[string][3]string{}
+			for _, name := range []string{"postgres", DriverName} {
+				db, err := sql.Open(name, dsn)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c, err := db.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				first, err := c.BeginTx(t.Context(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, second := c.BeginTx(t.Context(), nil)
+				if second == nil {
+					t.Errorf("%s: a second transaction began", name)
+				}
+				errs[name] = [3]string{fmt.Sprint(second), fmt.Sprint(end(first)), fmt.Sprint(c.Close())}
+				if err := db.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if errs["postgres"] != errs[DriverName] {
+				t.Errorf("lib/pq gives %q, we give %q", errs["postgres"], errs[DriverName])
+			}
+		})
 	}
 }
 

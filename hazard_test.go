@@ -81,6 +81,9 @@ func TestARawCommitWithoutAnswerIsNotRunAgain(t *testing.T) {
 			if runs != 1 || !errors.As(err, &unknown) && !errors.Is(err, ErrAlreadyCommitted) {
 				t.Errorf("RunInTx gives %v after %d runs", err, runs)
 			}
+			if s, _ := StatsOf(f.db); s.UnknownCommits != 1 {
+				t.Errorf("stats are %+v, want one unknown COMMIT", s)
+			}
 		})
 	}
 }
@@ -220,28 +223,6 @@ func TestALoneWriteUnderWayForbidsAnotherRun(t *testing.T) {
 	if runs != 1 || err == nil {
 		t.Errorf("Retry gives %v after %d runs and %d INSERTs", err, runs, runs)
 	}
-}
-
-func TestASecondBeginOnASQLConnDoesNotPanic(t *testing.T) {
-	db := openReal(t, nil)
-	c, err := db.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, err := c.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.BeginTx(t.Context(), nil); err == nil {
-		t.Error("a second transaction began")
-	}
-	defer func() {
-		if v := recover(); v != nil {
-			t.Errorf("Rollback panics: %v", v)
-		}
-	}()
-	t.Log(first.Rollback())
-	t.Log(c.Close())
 }
 
 func TestANestedPanicThatIsRecoveredRollsTheWholeBack(t *testing.T) {

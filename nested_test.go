@@ -174,18 +174,20 @@ func TestRetryRunsAHelperAgain(t *testing.T) {
 }
 
 func TestRetryRecognisesAConflictThatTheHelperHid(t *testing.T) {
-	f := newFixture(t)
-	f.Fail(drivertest.Exec, serverErr("40P01")).Times(1)
-	runs := 0
-	err := Retry(t.Context(), func(ctx context.Context) error {
-		runs++
-		if err := inTx(ctx, f.db, transfer); err != nil {
-			return fmt.Errorf("could not transfer: %v", err) //nolint:errorlint // that is the point
+	for _, calls := range []drivertest.Call{drivertest.Begin, drivertest.Exec, drivertest.Commit} {
+		f := newFixture(t)
+		f.Fail(calls, serverErr("40P01")).Times(1)
+		runs := 0
+		err := Retry(t.Context(), func(ctx context.Context) error {
+			runs++
+			if err := inTx(ctx, f.db, transfer); err != nil {
+				return fmt.Errorf("could not transfer: %v", err) //nolint:errorlint // that is the point
+			}
+			return nil
+		})
+		if err != nil || runs != 2 {
+			t.Errorf("%s: Retry gives %v after %d runs", calls, err, runs)
 		}
-		return nil
-	})
-	if err != nil || runs != 2 {
-		t.Errorf("Retry gives %v after %d runs", err, runs)
 	}
 }
 

@@ -193,10 +193,6 @@ func (t *tx) Commit() error {
 	if t.first.err == nil {
 		t.tellDeadlock(err)
 	}
-	if v.class == ClassUnknownOutcome {
-		t.end(outcomeUnknown, v)
-		return err
-	}
 	t.end(outcomeRolledBack, v)
 	return err
 }
@@ -252,7 +248,10 @@ func (t *tx) abandon() {
 }
 
 func (t *tx) end(o outcome, v verdict) {
-	if t.state == txEndedRaw {
+	switch {
+	case v.class == ClassUnknownOutcome:
+		o = outcomeUnknown // of COMMIT, or of one sent as a statement
+	case t.state == txEndedRaw:
 		o = t.rawOutcome
 	}
 	t.state = txNone

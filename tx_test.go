@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -226,21 +225,5 @@ func TestATransactionWhoseConnectionGoesAwayEndsWithIt(t *testing.T) {
 	}
 	if got := o.tree(); !strings.Contains(got, "pgretry.attempt attempt=1 outcome=rolled_back") {
 		t.Errorf("the attempt's span is not ended:\n%s", got)
-	}
-}
-
-func TestABeginThatFailsIsSeenByRetry(t *testing.T) {
-	f := newFixture(t)
-	f.Fail(drivertest.Begin, serverErr("40001")).Times(1)
-	runs := 0
-	err := Retry(t.Context(), func(ctx context.Context) error {
-		runs++
-		if err := inTx(ctx, f.db, transfer); err != nil {
-			return fmt.Errorf("no: %v", err) //nolint:errorlint // that is the point
-		}
-		return nil
-	})
-	if err != nil || runs != 2 {
-		t.Errorf("Retry gives %v after %d runs", err, runs)
 	}
 }
