@@ -233,6 +233,7 @@ const (
 	outcomeExhausted
 	outcomeRefused
 	outcomeUnknown
+	outcomeDiverged
 	outcomes // how many there are
 )
 
@@ -243,6 +244,7 @@ var outcomeNames = [outcomes]string{
 	outcomeExhausted:  "exhausted",
 	outcomeRefused:    "refused",
 	outcomeUnknown:    "unknown",
+	outcomeDiverged:   "diverged",
 }
 
 func (o outcome) String() string {

@@ -23,7 +23,12 @@ type conn struct {
 	connector *Connector
 
 	tx       tx
+	journal  journal // of tx
+	lone     journal // of the last statement outside a transaction
+	loneUse  uint64  // counts those
 	rawBlock rawBlock
+	rawOpen  bool // a statement began a transaction and none has ended it
+	broken   bool // something that had to work did not: nobody may use it again
 }
 
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {
@@ -48,29 +53,48 @@ func RawConn(driverConn any) (driver.Conn, bool) {
 	return c.itself().Raw(), true
 }
 
-// Raw is RawConn for those who cannot import this package.
-func (c *conn) Raw() driver.Conn { return c.tap.Conn }
+// Raw is RawConn for those who cannot import this package. What is done to the
+// transaction through it the driver does not see.
+func (c *conn) Raw() driver.Conn {
+	if c.tx.isOpen() {
+		c.tx.refuse(RefusedRawConn, "")
+	}
+	return c.tap.Conn
+}
 
 func (c *conn) Prepare(query string) (driver.Stmt, error) {
 	return c.PrepareContext(context.Background(), query)
 }
 
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	inTx := c.tx.isOpen()
-	if inTx {
-		ctx = c.tx.statementContext(ctx)
+	if c.tx.isOpen() {
+		return c.tx.prepare(ctx, query)
 	}
 	inner, err := c.session.PrepareContext(ctx, query)
 	if err != nil {
-		if inTx {
-			c.tx.failed(err)
-		} else if a := attemptFrom(ctx); a != nil {
+		if a := attemptFrom(ctx); a != nil {
 			a.meets(c.connector)
 			a.noteFailure(Classify(err, PhaseStatement), err)
 		}
 		return nil, err
 	}
 	return newStmt(c, query, inner), nil
+}
+
+// exec executes a statement, in the transaction if there is one.
+func (c *conn) exec(ctx context.Context, s call) (driver.Result, error) {
+	if c.tx.isOpen() {
+		return c.tx.exec(ctx, s)
+	}
+	return c.execLone(ctx, s)
+}
+
+// query is exec for statements that return rows.
+func (c *conn) query(ctx context.Context, s call) (driver.Rows, error) {
+	if c.tx.isOpen() {
+		return c.tx.query(ctx, s)
+	}
+	return c.queryLone(ctx, s)
 }
 
 // Begin exists because driver.Conn demands it; database/sql calls BeginTx.
@@ -82,8 +106,12 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if c.tx.state == txNone {
 		return c.tx.begin(ctx, opts)
 	}
+	if c.tx.state == txPoisoned {
+		return nil, c.tx.poison
+	}
 	// A *sql.Conn lets one begin again while a transaction is open. What comes of
 	// that is the inner driver's business.
+	c.tx.refuse(RefusedTxControl, "")
 	inner, err := c.session.BeginTx(c.tx.statementContext(ctx), opts)
 	if err != nil {
 		c.tx.failed(err)

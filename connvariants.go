@@ -117,38 +117,14 @@ func (c *conn) offering() driver.Conn {
 func (c *conn) itself() *conn { return c }
 
 func (e execerConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	c := e.conn
-	if c.tx.isOpen() {
-		result, err := c.session.ExecContext(c.tx.statementContext(ctx), query, args)
-		c.tx.executed(query, err)
-		return result, err
-	}
-	lone := c.beginLone(ctx, query)
-	result, err := c.session.ExecContext(ctx, query, args)
-	lone.executed(err)
-	return result, err
+	return e.conn.exec(ctx, call{kind: callExec, text: query, args: args})
 }
 
 func (q queryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	c := q.conn
-	if c.tx.isOpen() {
-		inner, err := c.session.QueryContext(c.tx.statementContext(ctx), query, args)
-		c.tx.executed(query, err)
-		if err != nil {
-			return nil, err
-		}
-		return newRows(c, inner, c.tx.number, loneStatement{}), nil
-	}
-	lone := c.beginLone(ctx, query)
-	inner, err := c.session.QueryContext(ctx, query, args)
-	lone.executed(err)
-	if err != nil {
-		return nil, err
-	}
-	return newRows(c, inner, 0, lone), nil
+	return q.conn.query(ctx, call{kind: callQuery, text: query, args: args})
 }
 
-func (v validConn) IsValid() bool { return v.conn.tap.isValid() }
+func (v validConn) IsValid() bool { return !v.conn.broken && v.conn.tap.isValid() }
 
 // ResetSession runs before a connection from the pool is used again.
 func (r resettingConn) ResetSession(ctx context.Context) error {
@@ -156,5 +132,8 @@ func (r resettingConn) ResetSession(ctx context.Context) error {
 	c.tx.abandon()
 	// A raw block that was left open is still open: it is forgotten, not ended.
 	c.rawBlock = rawBlock{}
+	if c.broken {
+		return driver.ErrBadConn
+	}
 	return c.session.ResetSession(ctx)
 }

@@ -5,6 +5,7 @@ import "context"
 type (
 	nameKey        struct{}
 	idempotenceKey struct{}
+	withoutReplay  struct{}
 )
 
 // ContextWithName returns a context under which transactions bear the name: on
@@ -29,5 +30,18 @@ func ContextWithIdempotence(ctx context.Context) context.Context {
 
 func idempotenceFrom(ctx context.Context) bool {
 	word, _ := ctx.Value(idempotenceKey{}).(bool)
+	return word
+}
+
+// ContextWithoutReplay returns a context under which the driver replays nothing by
+// itself: a transaction begun under it, or a statement executed under it outside a
+// transaction, is passed through, and its conflicts are returned. [RunInTx] and
+// [Retry] do not mind: they were asked for.
+func ContextWithoutReplay(ctx context.Context) context.Context {
+	return context.WithValue(ctx, withoutReplay{}, true)
+}
+
+func withoutReplayFrom(ctx context.Context) bool {
+	word, _ := ctx.Value(withoutReplay{}).(bool)
 	return word
 }

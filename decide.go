@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
-
-	"github.com/cenkalti/backoff/v4"
 )
 
 // decide says what follows an attempt that failed: whether the closure may run
@@ -59,16 +56,9 @@ func (l *loop) decide(a *attempt, phase Phase, err error) *failure {
 		}
 	}
 
-	wait, limit := l.next(v)
+	wait, limit, cause := l.next(v, l.ctx)
 	if limit != "" {
-		return l.exhaust(a, seen, v, limit, nil)
-	}
-	now := l.config.now()
-	if now.Add(wait).Sub(l.started) > l.config.policy.MaxElapsed {
-		return l.exhaust(a, seen, v, fmt.Sprintf("the next one would begin after MaxElapsed of %s", l.config.policy.MaxElapsed), nil)
-	}
-	if deadline, ok := l.ctx.Deadline(); ok && now.Add(wait).After(deadline) {
-		return l.exhaust(a, seen, v, "the context's deadline comes before the next one", context.DeadlineExceeded)
+		return l.exhaust(a, seen, v, limit, cause)
 	}
 	if v.class == ClassNotStarted || v.class == ClassConnectionLost {
 		if c := l.database(); c != nil && !c.budget.take() {
@@ -141,51 +131,12 @@ func hidden(closure, server error) error {
 	return &hiddenError{closure, server}
 }
 
-// retries says whether the class of the error, the mode and the options allow a
-// further attempt at all.
+// retries says whether the error allows a further attempt at all.
 func (l *loop) retries(v verdict) bool {
-	if l.config.mode == ModeOff {
-		return false
+	if v.class == ClassConnectionLost && isOneSession(l.target) {
+		return false // a *sql.Conn is one session: lost is lost
 	}
-	switch v.class {
-	case ClassRetryable, ClassNotStarted:
-		return true
-	case ClassConnectionLost:
-		// A *sql.Conn is one session: lost is lost.
-		return !isOneSession(l.target)
-	case ClassRetryableOptIn:
-		return slices.Contains(l.config.alsoRetry, sqlState(v.err))
-	}
-	return false
-}
-
-// next returns the wait before the next attempt, or the limit that forbids it.
-func (l *loop) next(v verdict) (wait time.Duration, limit string) {
-	if l.attempts >= l.config.policy.MaxAttempts {
-		return 0, fmt.Sprintf("MaxAttempts is %d", l.config.policy.MaxAttempts)
-	}
-	switch v.class {
-	case ClassNotStarted, ClassConnectionLost:
-		if l.slowCount++; l.slowCount > unavailableRetries {
-			return 0, "the server stays unavailable"
-		}
-		if l.slowly == nil {
-			l.slowly = newFullJitter(unavailableBaseDelay, unavailableMaxDelay, l.config.random)
-		}
-		return l.slowly.NextBackOff(), ""
-	case ClassRetryableOptIn:
-		if l.optInCount++; l.optInCount > optInRetries {
-			return 0, fmt.Sprintf("SQLSTATE %s is retried %d times at most", sqlState(v.err), optInRetries)
-		}
-	}
-	if l.backOff == nil {
-		l.backOff = l.config.conflictBackOff()
-	}
-	wait = l.backOff.NextBackOff()
-	if wait == backoff.Stop {
-		return 0, "the BackOff says stop"
-	}
-	return max(0, wait), ""
+	return l.allows(v)
 }
 
 // closed waits until the transactions that the closure left to a context's end
@@ -218,21 +169,21 @@ func (l *loop) permanent(phase Phase, seen observation, err error) error {
 	return err
 }
 
-func (l *loop) giveUp(v verdict, reason error, limit string, cause error) error {
+func (l *loop) giveUp(v verdict, reason error, refusal RefusalReason, limit string, cause error) error {
 	return &RetryError{
-		Reason: reason, Attempts: l.attempts, Elapsed: l.config.now().Sub(l.started),
+		Reason: reason, Refusal: refusal, Attempts: l.attempts, Elapsed: l.config.now().Sub(l.started),
 		Class: v.class, Err: v.err, Limit: limit, cause: cause,
 	}
 }
 
 func (l *loop) exhaust(a *attempt, seen observation, v verdict, limit string, cause error) *failure {
-	l.limit = limit
-	return l.final(a, seen, outcomeExhausted, v, "", l.giveUp(v, ErrExhausted, limit, cause))
+	l.limitWords = limit
+	return l.final(a, seen, outcomeExhausted, v, "", l.giveUp(v, ErrExhausted, "", limit, cause))
 }
 
 func (l *loop) refuse(a *attempt, seen observation, v verdict, reason RefusalReason, sentinel error, what string) *failure {
-	l.limit = what
-	return l.final(a, seen, outcomeRefused, v, reason, l.giveUp(v, sentinel, what, nil))
+	l.limitWords = what
+	return l.final(a, seen, outcomeRefused, v, reason, l.giveUp(v, sentinel, reason, what, nil))
 }
 
 // final ends the attempt and the logical transaction with an error.
@@ -264,7 +215,7 @@ func (l *loop) retry(a *attempt, seen observation, v verdict, wait time.Duration
 	if connector != nil {
 		connector.stats.retried(state)
 	}
-	telemetry.retried(ctx, v.class, state, wait)
+	telemetry.retried(ctx, KindClosure, v.class, state, wait)
 	l.failed = v
 	l.tell(DecisionRetried, v, "", wait)
 	return &failure{verdict: v, again: true, wait: wait}
@@ -278,6 +229,6 @@ func (l *loop) tell(d Decision, v verdict, reason RefusalReason, wait time.Durat
 	deadlock, _ := ParseDeadlock(v.err)
 	l.config.onRetry(l.ctx, Event{
 		Decision: d, Reason: reason, Class: v.class, SQLState: sqlState(v.err), Attempt: l.attempts,
-		Wait: wait, Name: l.name, Deadlock: deadlock, Err: v.err, Limit: l.limit,
+		Wait: wait, Name: l.name, Deadlock: deadlock, Err: v.err, Limit: l.limitWords,
 	})
 }

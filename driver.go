@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 
 	"github.com/XSAM/otelsql"
 	"github.com/lib/pq"
@@ -129,6 +130,9 @@ type Connector struct {
 	telemetry *telemetry
 	stats     stats
 	budget    retryBudget
+
+	defaultLevel atomic.Int32 // see tx.readsCommitted
+	pinsFail     atomic.Bool  // the server has no savepoints
 }
 
 // NewConnector returns a connector around inner, to be used with sql.OpenDB:

@@ -23,19 +23,26 @@ type dsnParameter struct {
 }
 
 var dsnParameters = []dsnParameter{
+	{"pgretry_allowed_functions", "a comma-separated list of function names such as send, audit_*, billing.charge", func(c *config, value string) error {
+		return WithAllowedFunctions(listed(value)...).apply(c)
+	}},
 	{"pgretry_also_retry", "a comma-separated list of " + strings.Join(optInStates, ", "), func(c *config, value string) error {
-		return WithAlsoRetry(strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })...).apply(c)
+		return WithAlsoRetry(listed(value)...).apply(c)
 	}},
 	{"pgretry_base_delay", "a positive duration such as 10ms", func(c *config, value string) error {
 		return setDuration(&c.policy.BaseDelay, value)
 	}},
+	{"pgretry_denied_functions", "a comma-separated list of function names such as send, audit_*, billing.charge", func(c *config, value string) error {
+		return WithDeniedFunctions(listed(value)...).apply(c)
+	}},
+	{"pgretry_journal_bytes", "a whole number of 1 or more", func(c *config, value string) error {
+		return setCount(&c.journalBytes, value)
+	}},
+	{"pgretry_journal_statements", "a whole number of 1 or more", func(c *config, value string) error {
+		return setCount(&c.journalStatements, value)
+	}},
 	{"pgretry_max_attempts", "a whole number of 1 or more", func(c *config, value string) error {
-		n, err := strconv.ParseInt(value, 10, 32)
-		if err != nil || n < 1 {
-			return errors.New("not a whole number of 1 or more")
-		}
-		c.policy.MaxAttempts = int(n)
-		return nil
+		return setCount(&c.policy.MaxAttempts, value)
 	}},
 	{"pgretry_max_delay", "a positive duration such as 1s, no shorter than pgretry_base_delay", func(c *config, value string) error {
 		return setDuration(&c.policy.MaxDelay, value)
@@ -43,12 +50,20 @@ var dsnParameters = []dsnParameter{
 	{"pgretry_max_elapsed", "a positive duration such as 30s", func(c *config, value string) error {
 		return setDuration(&c.policy.MaxElapsed, value)
 	}},
-	{"pgretry_mode", strings.Join(modeNames, " or "), func(c *config, value string) error {
+	{"pgretry_mode", oneOf(modeNames), func(c *config, value string) error {
 		mode := slices.Index(modeNames, value)
 		if mode < 0 {
 			return errors.New("no such mode")
 		}
 		c.mode = Mode(mode)
+		return nil
+	}},
+	{"pgretry_pins", oneOf(pinPolicyNames), func(c *config, value string) error {
+		policy := slices.Index(pinPolicyNames, value)
+		if policy < 0 {
+			return errors.New("no such policy")
+		}
+		c.pins = PinPolicy(policy)
 		return nil
 	}},
 	{"pgretry_statement_spans", "true or false", func(c *config, value string) error {
@@ -62,6 +77,26 @@ var dsnParameters = []dsnParameter{
 		}
 		return nil
 	}},
+}
+
+// oneOf returns "a, b or c".
+func oneOf(names []string) string {
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
+
+// listed takes a list apart.
+func listed(value string) []string {
+	return strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+func setCount(target *int, value string) error {
+	n, err := strconv.ParseInt(value, 10, 32)
+	if err != nil || n < 1 {
+		return errors.New("not a whole number of 1 or more")
+	}
+	*target = int(n)
+	return nil
 }
 
 func setDuration(target *time.Duration, value string) error {

@@ -6,12 +6,21 @@ import (
 	"time"
 )
 
-// Sentinels that tell why [RunInTx] or [Retry] did not run a closure again, to be
-// tested with [errors.Is]. Most are the Reason of a [*RetryError].
+// Sentinels that tell why a transaction was not run again, to be tested with
+// [errors.Is]. Most are the Reason of a [*RetryError].
 var (
 	// ErrExhausted: the attempts, the elapsed time, the caller's deadline, the
 	// user's backoff or the connector's retry budget allow no further attempt.
 	ErrExhausted = errors.New("no further attempt is allowed")
+
+	// ErrDiverged: a statement that the driver executed again showed something else
+	// than the application had seen, so the transaction could not be replayed
+	// without the application's noticing.
+	ErrDiverged = errors.New("the replay showed something else than the application has seen")
+
+	// ErrRefused: the transaction did something that the driver cannot undo, repeat
+	// or prove, so it was not replayed. The RetryError's Refusal says what.
+	ErrRefused = errors.New("the transaction cannot be replayed")
 
 	// ErrAlreadyCommitted: the closure has, or may have, committed something
 	// before it failed, so that running it again could do it twice.
@@ -37,13 +46,22 @@ var (
 // RetryError is what [RunInTx] and [Retry] return when a transaction failed in
 // a way that would ordinarily be retried but was not, or not again.
 //
+// Outside closures, where the driver replays transactions by itself, the call that
+// meets a conflict returns the server's own error, and a RetryError is what every
+// later call of the transaction returns, Commit included: the transaction is rolled
+// back already, and nothing of it may go on as if it were not.
+//
 // It matches its Reason and everything that Err matches, so that
 // errors.As(err, &pqErr) finds the server's last error. If the caller's context
 // ended the matter, it matches the context's error too.
 type RetryError struct {
 	// Reason is one of the sentinels of this package, such as [ErrExhausted].
 	Reason error
-	// Attempts is how many times the closure ran.
+	// Refusal says more where Reason is ErrRefused or one of those that come from
+	// what a closure did; "" otherwise.
+	Refusal RefusalReason
+	// Attempts is how many times the transaction was tried: how often the closure
+	// ran, or the driver began, replays from a savepoint included.
 	Attempts int
 	// Elapsed is the time from the first attempt's beginning to giving up.
 	Elapsed time.Duration
@@ -51,7 +69,8 @@ type RetryError struct {
 	Class Class
 	// Err is the last attempt's error: the server's own, wherever there was one.
 	Err error
-	// Limit says in words which limit was reached, or what was committed.
+	// Limit says in words which limit was reached, what was committed, or which
+	// statement showed what else. It carries no data.
 	Limit string
 
 	cause error // the context's error, if that is why

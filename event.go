@@ -19,9 +19,12 @@ const (
 	DecisionRefused
 	// DecisionUnknown: COMMIT was sent and nobody knows whether it took effect.
 	DecisionUnknown
+	// DecisionDiverged: a replay showed something else than the application had
+	// seen.
+	DecisionDiverged
 )
 
-// String returns "retried", "exhausted", "refused" or "unknown".
+// String returns "retried", "exhausted", "refused", "unknown" or "diverged".
 func (d Decision) String() string {
 	switch d {
 	case DecisionRetried:
@@ -32,26 +35,41 @@ func (d Decision) String() string {
 		return "refused"
 	case DecisionUnknown:
 		return "unknown"
+	case DecisionDiverged:
+		return "diverged"
 	}
 	return fmt.Sprintf("Decision(%d)", uint8(d))
 }
 
-// RefusalReason says why a transaction that failed was not run again although
-// its error would be retried.
-type RefusalReason string
+// Kind says who runs a transaction again.
+type Kind uint8
 
 const (
-	// RefusedAlreadyCommitted is behind [ErrAlreadyCommitted].
-	RefusedAlreadyCommitted RefusalReason = "already_committed"
-	// RefusedNotObserved is behind [ErrNotObserved].
-	RefusedNotObserved RefusalReason = "not_observed"
-	// RefusedTxStillOpen is behind [ErrTxStillOpen].
-	RefusedTxStillOpen RefusalReason = "tx_still_open"
+	// KindClosure: RunInTx or Retry runs the application's closure again.
+	KindClosure Kind = iota
+	// KindReplay: the driver executes the transaction's statements again.
+	KindReplay
+	// KindStatement: the driver executes a statement outside a transaction again.
+	KindStatement
 )
+
+// String returns "closure", "replay" or "statement".
+func (k Kind) String() string {
+	switch k {
+	case KindClosure:
+		return "closure"
+	case KindReplay:
+		return "replay"
+	case KindStatement:
+		return "statement"
+	}
+	return fmt.Sprintf("Kind(%d)", uint8(k))
+}
 
 // Event tells a [WithOnRetry] hook of one decision.
 type Event struct {
 	Decision Decision
+	Kind     Kind
 	// Reason is set for DecisionRefused.
 	Reason RefusalReason
 	// Class and SQLState are of the error that ended the attempt; SQLState is ""
@@ -60,8 +78,9 @@ type Event struct {
 	SQLState string
 	// Attempt is the number of the attempt that failed, from 1.
 	Attempt int
-	// Limit says in words which limit was reached, for DecisionExhausted, or what
-	// was committed already.
+	// Limit says in words which limit was reached, for DecisionExhausted, what was
+	// committed already, or which statement showed what else, for
+	// DecisionDiverged. It carries no data.
 	Limit string
 	// Wait is the time until the next attempt, for DecisionRetried.
 	Wait time.Duration
@@ -82,6 +101,7 @@ type Event struct {
 func (e Event) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("decision", e.Decision.String()),
+		slog.String("kind", e.Kind.String()),
 		slog.String("class", e.Class.String()),
 		slog.Int("attempt", e.Attempt),
 	}

@@ -58,6 +58,20 @@ func (b *rawBlock) abandon() {
 	*b = rawBlock{}
 }
 
+// noteRaw follows transactions that are begun and ended by statements, so that
+// nothing inside one is taken for a statement that stands alone.
+func (c *conn) noteRaw(text string, err error) {
+	if !mayControlTx(text) || err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
+		return
+	}
+	switch info := analyze(text); {
+	case info.BeginsTx:
+		c.rawOpen = true
+	case info.EndsTx && err == nil:
+		c.rawOpen = false
+	}
+}
+
 // mayHaveCommitted says of a text that failed whether a COMMIT in it may have taken
 // effect: as one of several statements, or without an answer.
 func mayHaveCommitted(info *sqltext.Info, err error) bool {

@@ -19,16 +19,21 @@ import (
 type Mode uint8
 
 const (
-	// ModeClosure: [RunInTx] and [Retry] run their closures again; everything
-	// else passes through. The default.
-	ModeClosure Mode = iota
+	// ModeReplay: transactions are replayed by the driver itself, statement by
+	// statement, as long as that can be proved to show the application nothing new;
+	// so are statements outside transactions. [RunInTx] and [Retry] run their
+	// closures again instead. The default.
+	ModeReplay Mode = iota
+	// ModeClosure: RunInTx and Retry run their closures again; everything else
+	// passes through.
+	ModeClosure
 	// ModeOff: nothing is retried. RunInTx and Retry run their closures once and
 	// return the error as it is, except that a COMMIT without an answer still is a
 	// CommitUnknownError. Spans, metrics and stats go on.
 	ModeOff
 )
 
-var modeNames = []string{ModeClosure: "closure", ModeOff: "off"}
+var modeNames = []string{ModeReplay: "replay", ModeClosure: "closure", ModeOff: "off"}
 
 // String returns the mode's name as the DSN parameter pgretry_mode has it.
 func (m Mode) String() string {
@@ -93,11 +98,11 @@ func WithBackOff(factory func() backoff.BackOff) RunOption {
 	})
 }
 
-// WithMode sets who retries. The default is [ModeClosure].
+// WithMode sets who retries. The default is [ModeReplay].
 func WithMode(mode Mode) RunOption {
 	return runOption(func(c *config) error {
 		if int(mode) >= len(modeNames) {
-			return fmt.Errorf("pgretry: mode is %d, allowed are ModeClosure and ModeOff", mode)
+			return fmt.Errorf("pgretry: mode is %d, allowed are ModeReplay, ModeClosure and ModeOff", mode)
 		}
 		c.mode = mode
 		return nil
@@ -119,6 +124,93 @@ func WithAlsoRetry(sqlStates ...string) RunOption {
 		}
 		c.alsoRetry = slices.Clone(sqlStates)
 		return nil
+	})
+}
+
+// PinPolicy says when the driver sets savepoints of its own, see [WithPins].
+type PinPolicy uint8
+
+const (
+	// PinsReturning: after a statement that showed rows which the transaction
+	// itself wrote or locked, such as INSERT … RETURNING and SELECT … FOR UPDATE.
+	// The default.
+	PinsReturning PinPolicy = iota
+	// PinsNever: no savepoints but the application's.
+	PinsNever
+)
+
+var pinPolicyNames = []string{PinsReturning: "returning", PinsNever: "never"}
+
+// String returns the policy's name as the DSN parameter pgretry_pins has it.
+func (p PinPolicy) String() string {
+	if int(p) < len(pinPolicyNames) {
+		return pinPolicyNames[p]
+	}
+	return fmt.Sprintf("PinPolicy(%d)", uint8(p))
+}
+
+// WithPins says when the driver sets savepoints of its own, called pins, in
+// transactions under READ COMMITTED that it may have to replay. A number from a
+// sequence that INSERT … RETURNING has shown comes out different when the INSERT is
+// executed again; after a later conflict the driver goes back to the pin behind it
+// instead, and what was shown stays true because it was never undone.
+//
+// A pin is a SAVEPOINT before the next statement: one more round trip after each
+// statement that needs one, at most 64 in a transaction. The default is
+// [PinsReturning].
+func WithPins(policy PinPolicy) Option {
+	return option(func(c *config) error {
+		if int(policy) >= len(pinPolicyNames) {
+			return fmt.Errorf("pgretry: pin policy is %d, allowed are PinsReturning and PinsNever", policy)
+		}
+		c.pins = policy
+		return nil
+	})
+}
+
+// Defaults of [WithJournalLimit].
+const (
+	DefaultJournalBytes      = 1 << 20
+	DefaultJournalStatements = 10_000
+)
+
+// WithJournalLimit bounds what the driver remembers of one transaction in order to
+// replay it: bytes, of statement texts, arguments and bookkeeping, and statements.
+// A transaction that grows beyond goes on without protection
+// ([RefusedJournalFull]). Rows that it reads take no room. The defaults are 1 MiB
+// and 10,000; both must be positive.
+func WithJournalLimit(bytes, statements int) Option {
+	return option(func(c *config) error {
+		if bytes <= 0 {
+			return fmt.Errorf("pgretry: the journal limit is %d bytes, allowed is 1 or more", bytes)
+		}
+		if statements <= 0 {
+			return fmt.Errorf("pgretry: the journal limit is %d statements, allowed is 1 or more", statements)
+		}
+		c.journalBytes, c.journalStatements = bytes, statements
+		return nil
+	})
+}
+
+// WithDeniedFunctions names functions after whose call nothing is replayed, because
+// of effects that no rollback undoes: those of one's own that send something or
+// write through dblink, for example. A name counts in every schema unless it has
+// one, upper and lower case as in the catalog, and may end in * for all that begin
+// so: "audit_*", "billing.charge". They add to those that the driver knows.
+func WithDeniedFunctions(names ...string) Option {
+	return option(func(c *config) (err error) {
+		c.denied, err = newFunctionPatterns("WithDeniedFunctions", names)
+		return err
+	})
+}
+
+// WithAllowedFunctions names functions that the driver would refuse to replay but
+// that do no harm here, "pg_advisory_xact_lock" for one; names are as in
+// [WithDeniedFunctions], which wins.
+func WithAllowedFunctions(names ...string) Option {
+	return option(func(c *config) (err error) {
+		c.allowed, err = newFunctionPatterns("WithAllowedFunctions", names)
+		return err
 	})
 }
 
@@ -196,6 +288,11 @@ type config struct {
 	mode       Mode
 	alsoRetry  []string
 
+	pins              PinPolicy
+	journalBytes      int
+	journalStatements int
+	denied, allowed   functionPatterns
+
 	tracerProvider trace.TracerProvider
 	meterProvider  metric.MeterProvider
 	statementSpans bool
@@ -215,6 +312,9 @@ func newConfig(options []Option) (*config, error) {
 		policy: defaultPolicy,
 		now:    time.Now,
 		wait:   wait,
+
+		journalBytes:      DefaultJournalBytes,
+		journalStatements: DefaultJournalStatements,
 
 		closing: closingTime,
 	}

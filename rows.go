@@ -1,6 +1,7 @@
 package pgretry
 
 import (
+	"context"
 	"database/sql/driver"
 	"io"
 	"reflect"
@@ -27,31 +28,132 @@ type rows struct {
 	tx    uint64        // the number of the transaction they belong to, 0 for none
 	lone  loneStatement // what to take back if the statement fails after all
 	ended bool
+
+	// Of rows that the driver may fetch again.
+	watched bool
+	entry   int             // in the journal of the transaction
+	use     uint64          // of the connection's journal for statements outside one
+	ctx     context.Context // of the query
+	names   []string
+	shown   shown
+	release func() error // after rows that were fetched again
+	stop    func() bool
 }
 
 func newRows(c *conn, inner driver.Rows, tx uint64, lone loneStatement) *rows {
-	real := c.tap.lastRows
-	if real == nil {
-		real = inner
+	return &rows{Rows: inner, real: c.tap.takeRows(inner), conn: c, tx: tx, lone: lone}
+}
+
+// watch begins to note what the rows show.
+func (r *rows) watch(ctx context.Context, entry int) {
+	r.watched, r.entry, r.ctx, r.names = true, entry, ctx, r.Rows.Columns()
+	r.shown.columns(r.names, r.real)
+}
+
+// Columns is also called while another call is under way.
+func (r *rows) Columns() []string {
+	if r.watched {
+		return r.names
 	}
-	c.tap.lastRows = nil
-	return &rows{Rows: inner, real: real, conn: c, tx: tx, lone: lone}
+	return r.Rows.Columns()
 }
 
 func (r *rows) Next(dest []driver.Value) error {
-	err := r.Rows.Next(dest)
-	if err != nil && err != io.EOF { //nolint:errorlint // drivers must return it bare
-		r.failed(err)
+	for {
+		err := r.Rows.Next(dest)
+		if err == nil {
+			// The values may be gone with the next call, so now is the time.
+			if r.watched && !r.shown.row(dest) {
+				r.unwatch()
+			}
+			return nil
+		}
+		if err == io.EOF { //nolint:errorlint // drivers must return it bare
+			r.shown.end = true
+			return err
+		}
+		again, err := r.failed(err, atCursor)
+		if !again {
+			return err
+		}
 	}
-	return err
+}
+
+// unwatch gives up: there was a value that cannot be compared.
+func (r *rows) unwatch() {
+	r.watched = false
+	if r.tx != 0 && r.tx == r.conn.tx.number {
+		r.conn.tx.refuse(RefusedValue, "")
+	}
 }
 
 func (r *rows) Close() error {
-	err := r.Rows.Close()
-	if err != nil {
-		r.failed(err)
+	for {
+		err := r.Rows.Close()
+		if err != nil {
+			again, err := r.failed(err, atClose)
+			if again {
+				continue
+			}
+			r.closed()
+			return err
+		}
+		r.closed()
+		return nil
 	}
-	return err
+}
+
+// closed notes that the application has seen what it will see.
+func (r *rows) closed() {
+	if r.tx != 0 && r.tx == r.conn.tx.number {
+		r.conn.tx.cursorClosed(r)
+	}
+	if r.stop != nil {
+		r.stop()
+		r.stop = nil
+	}
+	if r.release != nil {
+		if r.release() != nil {
+			r.conn.broken = true // a statement that cannot be closed
+		}
+		r.release = nil
+	}
+}
+
+// resume goes on with other rows, of the same statement, that stand where these
+// stood.
+func (r *rows) resume(inner, real driver.Rows, release func() error) {
+	r.Rows, r.real, r.release = inner, real, release
+}
+
+// letGo closes the inner driver's rows, whose transaction is over. What they have to
+// say is not asked for any more.
+func (r *rows) letGo() {
+	_ = r.Rows.Close()
+	r.Rows = failedRows{r.names, &r.conn.tx}
+	if r.release != nil && r.release() != nil {
+		r.conn.broken = true
+	}
+	r.release = nil
+}
+
+// newContext returns a context for fetching the rows again that ends with the
+// query's own.
+func (r *rows) newContext(ctx context.Context) context.Context {
+	if r.stop != nil {
+		r.stop()
+		r.stop = nil
+	}
+	if r.ctx.Done() == nil {
+		return ctx
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(r.ctx, func() { cancel(context.Cause(r.ctx)) })
+	r.stop = func() bool {
+		cancel(nil)
+		return stop()
+	}
+	return ctx
 }
 
 func (r *rows) HasNextResultSet() bool {
@@ -60,29 +162,49 @@ func (r *rows) HasNextResultSet() bool {
 }
 
 func (r *rows) NextResultSet() error {
-	next, ok := r.Rows.(driver.RowsNextResultSet)
-	if !ok {
-		return io.EOF
+	for {
+		next, ok := r.Rows.(driver.RowsNextResultSet)
+		if !ok {
+			return io.EOF
+		}
+		err := next.NextResultSet()
+		switch err {
+		case nil:
+			if r.watched {
+				r.shown.nextSet()
+				r.names = r.Rows.Columns()
+				r.shown.columns(r.names, r.real)
+			}
+			return nil
+		case io.EOF: //nolint:errorlint // drivers must return it bare
+			return err
+		}
+		again, err := r.failed(err, atCursor)
+		if !again {
+			return err
+		}
 	}
-	err := next.NextResultSet()
-	if err != nil && err != io.EOF { //nolint:errorlint // drivers must return it bare
-		r.failed(err)
-	}
-	return err
 }
 
-// failed tells the transaction of an error, once: Close repeats what Next said.
-func (r *rows) failed(err error) {
+// failed tells the transaction of an error, once: Close repeats what Next said. It
+// says that the call is to be made again, after a replay, or returns the error for
+// the application.
+func (r *rows) failed(err error, at site) (again bool, _ error) {
 	if r.ended {
-		return
+		return false, err
 	}
-	r.ended = true
+	t := &r.conn.tx
 	switch {
 	case r.lone.attempt != nil:
+		r.ended = true
 		r.lone.failed(err)
-	case r.tx != 0 && r.tx == r.conn.tx.number:
-		r.conn.tx.failed(err)
+	case r.tx == 0 && r.use != 0:
+		return r.conn.rowsFailed(r, err, at)
+	case r.tx != 0 && r.tx == t.number && t.isOpen() && t.state != txPoisoned:
+		return t.cursorFailed(r, err, at)
 	}
+	r.ended = true
+	return false, err
 }
 
 func (r *rows) ColumnTypeScanType(index int) reflect.Type {

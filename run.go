@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -241,21 +240,15 @@ func (a *attempt) doom(err error) error {
 // loop runs a closure until it succeeds or may not be run again. It is one
 // logical transaction.
 type loop struct {
+	pace // of config, which is the database's once that is known
+
 	target     TxBeginner // nil in Retry
 	opts       *sql.TxOptions
 	options    []RunOption
 	parent     *attempt
 	name       string
 	idempotent bool
-	started    time.Time
-
-	config     *config // of the database, once that is known
-	attempts   int
-	backOff    backoff.BackOff // after conflicts; made when first needed
-	slowly     backoff.BackOff // after unavailability
-	slowCount  int
-	optInCount int
-	limit      string  // which limit ended it, in words
+	limitWords string  // which limit ended it
 	failed     verdict // the last attempt that another one followed
 	ended      bool
 
@@ -390,10 +383,10 @@ func (l *loop) run(ctx context.Context, body func(context.Context, *attempt) (Ph
 			if waitErr == nil {
 				continue
 			}
-			l.limit = "the context ended the wait"
+			l.limitWords = "the context ended the wait"
 			l.end(outcomeExhausted, err.verdict, "")
 			l.tell(DecisionExhausted, err.verdict, "", 0)
-			return l.giveUp(err.verdict, ErrExhausted, l.limit, waitErr)
+			return l.giveUp(err.verdict, ErrExhausted, "", l.limitWords, waitErr)
 		}
 		return err.final
 	}

@@ -16,6 +16,30 @@ type Stats struct {
 	Closures int64
 	// Plain counts the transactions begun in any other way.
 	Plain int64
+	// Protected counts those plain transactions that the driver could have replayed
+	// up to their end.
+	Protected int64
+	// Unprotected counts the other plain transactions, by the first reason, whether
+	// or not they met a conflict.
+	Unprotected map[RefusalReason]int64
+	// Hidden counts the conflicts of plain transactions and of statements outside
+	// transactions after which a replay succeeded, so that the application did not
+	// see them.
+	Hidden int64
+	// HiddenBySQLState splits Hidden.
+	HiddenBySQLState map[string]int64
+	// Replays counts attempts that the driver made by itself, from BEGIN or from a
+	// savepoint, and repeated statements outside transactions.
+	Replays int64
+	// PartialReplays counts those Replays that went back to a savepoint only.
+	PartialReplays int64
+	// Diverged counts plain transactions and lone statements whose replay showed
+	// something else than the application had seen.
+	Diverged int64
+	// LastDivergence tells of the last of them; nil if there was none.
+	LastDivergence *Divergence
+	// JournalPeak is the largest size of a journal so far, in bytes.
+	JournalPeak int64
 	// Attempts counts physical transactions that were begun, of both kinds.
 	Attempts int64
 	// Committed counts the attempts that were committed.
@@ -26,24 +50,38 @@ type Stats struct {
 	// RetriesBySQLState splits Retries; "" stands for lost connections and
 	// servers that could not be reached.
 	RetriesBySQLState map[string]int64
-	// Exhausted counts logical transactions that a limit ended.
+	// Exhausted counts logical transactions, and statements outside them, that a
+	// limit ended.
 	Exhausted int64
-	// Refusals counts logical transactions that were not run again for a reason.
+	// Refusals counts logical transactions, and statements outside them, that met a
+	// conflict and were not run again for a reason.
 	Refusals map[RefusalReason]int64
 	// UnknownCommits counts COMMITs without an answer.
 	UnknownCommits int64
-	// PlainConflicts counts attempts outside closures that a conflict ended: what
-	// a closure would have survived.
+	// PlainConflicts counts conflicts outside closures that the application saw:
+	// what a closure would have survived.
 	PlainConflicts int64
 }
 
-// ProtectedShare is the share of logical transactions that ran in closures, from 0
-// to 1; 0 if there were none.
+// ProtectedShare is the share of logical transactions that could have been run
+// again, by a closure or by the driver, from 0 to 1; 0 if there were none.
 func (s Stats) ProtectedShare() float64 {
 	if s.Closures+s.Plain == 0 {
 		return 0
 	}
-	return float64(s.Closures) / float64(s.Closures+s.Plain)
+	return float64(s.Closures+s.Protected) / float64(s.Closures+s.Plain)
+}
+
+// Divergence tells where a replay showed something else than the application had
+// seen, without any data.
+type Divergence struct {
+	// Statement is the index of the statement in its transaction, from 0.
+	Statement int
+	// Fingerprint stands for the statement's text without its literals: equal
+	// texts but for those have equal fingerprints, in every process.
+	Fingerprint string
+	// What says in words what differed.
+	What string
 }
 
 // StatsOf returns the statistics of a database since it was opened. It is an
@@ -63,19 +101,28 @@ func StatsOf(db *sql.DB) (Stats, error) {
 type stats struct {
 	closures       atomic.Int64
 	plain          atomic.Int64
+	protected      atomic.Int64
 	attempts       atomic.Int64
 	committed      atomic.Int64
 	unknown        atomic.Int64
 	plainConflicts atomic.Int64
 	exhausted      atomic.Int64
+	replays        atomic.Int64
+	partialReplays atomic.Int64
+	journalPeak    atomic.Int64
+	byMode         atomic.Int64 // unprotected because of the mode: no place for a lock
 
-	mu       sync.Mutex // the conflict path only
-	retries  map[string]int64
-	refusals map[RefusalReason]int64
+	mu          sync.Mutex // the conflict path, and transactions without protection
+	retries     map[string]int64
+	refusals    map[RefusalReason]int64
+	unprotected map[RefusalReason]int64
+	hidden      map[string]int64
+	divergences int64
+	divergence  *Divergence
 }
 
 // attemptEnded counts a physical transaction.
-func (s *stats) attemptEnded(o outcome, v verdict, closure bool) {
+func (s *stats) attemptEnded(o outcome) {
 	s.attempts.Add(1)
 	switch o {
 	case outcomeCommitted:
@@ -83,12 +130,65 @@ func (s *stats) attemptEnded(o outcome, v verdict, closure bool) {
 	case outcomeUnknown:
 		s.unknown.Add(1)
 	}
-	if !closure {
-		s.plain.Add(1)
-		if v.class == ClassRetryable {
-			s.plainConflicts.Add(1)
+}
+
+// plainEnded counts a transaction outside closures.
+func (s *stats) plainEnded(covered bool, reason RefusalReason, journal int) {
+	s.plain.Add(1)
+	if covered {
+		s.protected.Add(1)
+		s.peak(journal)
+		return
+	}
+	if reason == RefusedMode {
+		s.byMode.Add(1)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unprotected == nil {
+		s.unprotected = make(map[RefusalReason]int64)
+	}
+	s.unprotected[reason]++
+}
+
+// peak notes the size of a journal.
+func (s *stats) peak(size int) {
+	for {
+		peak := s.journalPeak.Load()
+		if int64(size) <= peak || s.journalPeak.CompareAndSwap(peak, int64(size)) {
+			return
 		}
 	}
+}
+
+// replayed counts an attempt of the driver's own.
+func (s *stats) replayed(partial bool) {
+	s.replays.Add(1)
+	if partial {
+		s.partialReplays.Add(1)
+	}
+}
+
+// hid counts a conflict that the application did not see.
+func (s *stats) hid(sqlState string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hidden == nil {
+		s.hidden = make(map[string]int64)
+	}
+	s.hidden[sqlState]++
+}
+
+// surfaced counts a conflict outside closures that the application saw.
+func (s *stats) surfaced() { s.plainConflicts.Add(1) }
+
+// diverged counts a replay that showed something else.
+func (s *stats) diverged(d Divergence) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.divergences++
+	s.divergence = &d
 }
 
 // closureEnded counts a logical transaction of RunInTx or Retry.
@@ -111,6 +211,9 @@ func (s *stats) retried(sqlState string) {
 	s.retries[sqlState]++
 }
 
+// gaveUp counts a plain transaction or a lone statement that a limit ended.
+func (s *stats) gaveUp() { s.exhausted.Add(1) }
+
 func (s *stats) refused(reason RefusalReason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,11 +226,35 @@ func (s *stats) refused(reason RefusalReason) {
 func (s *stats) snapshot() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var retries int64
+	var retries, hidden int64
 	for _, n := range s.retries {
 		retries += n
 	}
+	for _, n := range s.hidden {
+		hidden += n
+	}
+	divergence := s.divergence
+	if divergence != nil {
+		copied := *divergence
+		divergence = &copied
+	}
+	unprotected := maps.Clone(s.unprotected)
+	if n := s.byMode.Load(); n > 0 {
+		if unprotected == nil {
+			unprotected = make(map[RefusalReason]int64)
+		}
+		unprotected[RefusedMode] = n
+	}
 	return Stats{
+		Protected:         s.protected.Load(),
+		Unprotected:       unprotected,
+		Hidden:            hidden,
+		HiddenBySQLState:  maps.Clone(s.hidden),
+		Replays:           s.replays.Load(),
+		PartialReplays:    s.partialReplays.Load(),
+		Diverged:          s.divergences,
+		LastDivergence:    divergence,
+		JournalPeak:       s.journalPeak.Load(),
 		Closures:          s.closures.Load(),
 		Plain:             s.plain.Load(),
 		Attempts:          s.attempts.Load(),

@@ -48,17 +48,20 @@ type stmt struct {
 	queryer     driver.StmtQueryContext
 	conn        *conn
 	text        string
+	closed      bool
+}
+
+// replace makes the statement stand for another one of the inner driver's. Both the
+// tap's and otelsql's statements have both interfaces.
+func (s *stmt) replace(inner driver.Stmt) {
+	s.Stmt = inner
+	s.execer = inner.(driver.StmtExecContext)
+	s.queryer = inner.(driver.StmtQueryContext)
 }
 
 func newStmt(c *conn, text string, inner driver.Stmt) driver.Stmt {
-	// Both the tap's and otelsql's statements have both interfaces.
-	s := &stmt{
-		Stmt:    inner,
-		execer:  inner.(driver.StmtExecContext),
-		queryer: inner.(driver.StmtQueryContext),
-		conn:    c,
-		text:    text,
-	}
+	s := &stmt{conn: c, text: text}
+	s.replace(inner)
 	real := c.tap.lastStmt
 	c.tap.lastStmt = nil
 	checker, checks := real.(driver.NamedValueChecker)
@@ -74,43 +77,22 @@ func newStmt(c *conn, text string, inner driver.Stmt) driver.Stmt {
 	return s
 }
 
+// itself leads back from what database/sql holds to the statement.
+func (s *stmt) itself() *stmt { return s }
+
 // Close closes the statement. Like any call it may be the one that meets an error.
 func (s *stmt) Close() error {
-	err := s.Stmt.Close()
-	if err != nil && s.conn.tx.isOpen() {
-		s.conn.tx.failed(err)
+	if s.conn.tx.isOpen() {
+		return s.conn.tx.closeStmt(s)
 	}
-	return err
+	s.closed = true
+	return s.Stmt.Close()
 }
 
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	c := s.conn
-	if c.tx.isOpen() {
-		result, err := s.execer.ExecContext(c.tx.statementContext(ctx), args)
-		c.tx.executed(s.text, err)
-		return result, err
-	}
-	lone := c.beginLone(ctx, s.text)
-	result, err := s.execer.ExecContext(ctx, args)
-	lone.executed(err)
-	return result, err
+	return s.conn.exec(ctx, call{kind: callExec, text: s.text, stmt: s, args: args})
 }
 
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	c := s.conn
-	if c.tx.isOpen() {
-		inner, err := s.queryer.QueryContext(c.tx.statementContext(ctx), args)
-		c.tx.executed(s.text, err)
-		if err != nil {
-			return nil, err
-		}
-		return newRows(c, inner, c.tx.number, loneStatement{}), nil
-	}
-	lone := c.beginLone(ctx, s.text)
-	inner, err := s.queryer.QueryContext(ctx, args)
-	lone.executed(err)
-	if err != nil {
-		return nil, err
-	}
-	return newRows(c, inner, 0, lone), nil
+	return s.conn.query(ctx, call{kind: callQuery, text: s.text, stmt: s, args: args})
 }

@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"reflect"
+
+	"github.com/lib/pq"
 )
 
 // session is a connection with every optional interface that matters, whether
@@ -69,6 +71,37 @@ func newTap(inner driver.Conn) *tap {
 // isValid says whether the connection can still be used, as far as the inner
 // driver tells.
 func (t *tap) isValid() bool { return t.validator == nil || t.validator.IsValid() }
+
+// takeRows returns the inner driver's own rows behind those that it returned last.
+func (t *tap) takeRows(inner driver.Rows) driver.Rows {
+	real := t.lastRows
+	if real == nil {
+		real = inner
+	}
+	t.lastRows = nil
+	return real
+}
+
+// silenceNotices keeps the notices of statements that are executed again from the
+// application, which has seen them, and returns what lets them through again. It can
+// do so with lib/pq only, and not while COPY reads notices in another goroutine.
+func (t *tap) silenceNotices(copying bool) (restore func()) {
+	if copying || !t.isLibPQ() {
+		return func() {}
+	}
+	handler := pq.NoticeHandler(t.Conn)
+	if handler == nil {
+		return func() {}
+	}
+	pq.SetNoticeHandler(t.Conn, nil)
+	return func() { pq.SetNoticeHandler(t.Conn, handler) }
+}
+
+// isLibPQ says whether the inner connection is lib/pq's own.
+func (t *tap) isLibPQ() bool {
+	inner := reflect.TypeOf(t.Conn)
+	return inner.Kind() == reflect.Pointer && inner.Elem().PkgPath() == "github.com/lib/pq" && inner.Elem().Name() == "conn"
+}
 
 // sendsNothing says whether a call would certainly fail without reaching the
 // server: lib/pq says of a connection that it has given up that it is not valid, and

@@ -30,26 +30,25 @@ const (
 	spanAttempt     = "pgretry.attempt"
 	eventDeadlock   = "pgretry.deadlock"
 
-	keyAttempt     = attribute.Key("pgretry.attempt")
-	keyAttempts    = attribute.Key("pgretry.attempts")
-	keyBackoff     = attribute.Key("pgretry.backoff")
-	keyClass       = attribute.Key("pgretry.class")
-	keyIsolation   = attribute.Key("pgretry.transaction.isolation")
-	keyKind        = attribute.Key("pgretry.attempt.kind")
-	keyMode        = attribute.Key("pgretry.mode")
-	keyName        = attribute.Key("pgretry.transaction.name")
-	keyOutcome     = attribute.Key("pgretry.outcome")
-	keyReadOnly    = attribute.Key("pgretry.transaction.read_only")
-	keyReason      = attribute.Key("pgretry.refusal.reason")
-	keyStatements  = attribute.Key("pgretry.statements")
-	keyBlockers    = attribute.Key("pgretry.deadlock.blockers")
-	keyCycle       = attribute.Key("pgretry.deadlock.cycle")
-	keyModes       = attribute.Key("pgretry.deadlock.modes")
-	keyObjects     = attribute.Key("pgretry.deadlock.objects")
-	keyRelation    = attribute.Key("pgretry.deadlock.relation")
-	keyWaiters     = attribute.Key("pgretry.deadlock.waiters")
-	kindClosure    = "closure"
-	modeClosureTag = "closure"
+	keyAttempt    = attribute.Key("pgretry.attempt")
+	keyAttempts   = attribute.Key("pgretry.attempts")
+	keyBackoff    = attribute.Key("pgretry.backoff")
+	keyClass      = attribute.Key("pgretry.class")
+	keyIsolation  = attribute.Key("pgretry.transaction.isolation")
+	keyKind       = attribute.Key("pgretry.attempt.kind")
+	keyMode       = attribute.Key("pgretry.mode")
+	keyName       = attribute.Key("pgretry.transaction.name")
+	keyOutcome    = attribute.Key("pgretry.outcome")
+	keyReadOnly   = attribute.Key("pgretry.transaction.read_only")
+	keyReason     = attribute.Key("pgretry.refusal.reason")
+	keyStatements = attribute.Key("pgretry.statements")
+	keyBlockers   = attribute.Key("pgretry.deadlock.blockers")
+	keyCycle      = attribute.Key("pgretry.deadlock.cycle")
+	keyModes      = attribute.Key("pgretry.deadlock.modes")
+	keyObjects    = attribute.Key("pgretry.deadlock.objects")
+	keyRelation   = attribute.Key("pgretry.deadlock.relation")
+	keyWaiters    = attribute.Key("pgretry.deadlock.waiters")
+	kindClosure   = "closure"
 )
 
 // durationBoundaries are those of the semantic conventions for database
@@ -72,6 +71,7 @@ type telemetry struct {
 	retries       metric.Int64Counter
 	backoff       metric.Float64Histogram
 	refusals      metric.Int64Counter
+	uncovered     metric.Int64Counter
 	commitUnknown metric.Int64Counter
 	byOutcome     [outcomes][]metric.RecordOption
 }
@@ -107,7 +107,7 @@ func newTelemetry(c *config) *telemetry {
 // instruments makes the instruments. What cannot be made does nothing and is
 // reported to OpenTelemetry's error handler: measuring is no reason not to work.
 func (t *telemetry) instruments(meter metric.Meter) {
-	var errs [6]error
+	var errs [7]error
 	t.duration, errs[0] = meter.Float64Histogram("pgretry.transaction.duration",
 		metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBoundaries...),
 		metric.WithDescription("Duration of logical transactions, all attempts and waits included."))
@@ -120,7 +120,9 @@ func (t *telemetry) instruments(meter metric.Meter) {
 		metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBoundaries...),
 		metric.WithDescription("Waits between attempts, as decided before they begin."))
 	t.refusals, errs[4] = meter.Int64Counter("pgretry.refusals",
-		metric.WithUnit("{transaction}"), metric.WithDescription("Failed transactions that were not run again, by reason."))
+		metric.WithUnit("{transaction}"), metric.WithDescription("Transactions and statements that met a conflict and were not run again, by reason."))
+	t.uncovered, errs[6] = meter.Int64Counter("pgretry.unprotected",
+		metric.WithUnit("{transaction}"), metric.WithDescription("Transactions that the driver stopped being able to replay, by reason, with or without a conflict."))
 	t.commitUnknown, errs[5] = meter.Int64Counter("pgretry.commit.unknown",
 		metric.WithUnit("{commit}"), metric.WithDescription("COMMITs whose outcome is unknown."))
 	for _, err := range errs {
@@ -270,8 +272,8 @@ func (t *telemetry) measuring(ctx context.Context) bool {
 	return t.duration.Enabled(ctx) || t.attempts.Enabled(ctx)
 }
 
-func (t *telemetry) retried(ctx context.Context, class Class, sqlState string, wait time.Duration) {
-	attributes := []attribute.KeyValue{semconv.DBSystemNamePostgreSQL, keyClass.String(class.String()), keyMode.String(modeClosureTag)}
+func (t *telemetry) retried(ctx context.Context, kind Kind, class Class, sqlState string, wait time.Duration) {
+	attributes := []attribute.KeyValue{semconv.DBSystemNamePostgreSQL, keyClass.String(class.String()), keyMode.String(kind.String())}
 	if sqlState != "" {
 		attributes = append(attributes, semconv.DBResponseStatusCode(sqlState))
 	}
@@ -283,42 +285,70 @@ func (t *telemetry) refused(ctx context.Context, reason RefusalReason) {
 	t.refusals.Add(ctx, 1, metric.WithAttributes(semconv.DBSystemNamePostgreSQL, keyReason.String(string(reason))))
 }
 
+func (t *telemetry) unprotected(ctx context.Context, reason RefusalReason) {
+	t.uncovered.Add(ctx, 1, metric.WithAttributes(semconv.DBSystemNamePostgreSQL, keyReason.String(string(reason))))
+}
+
 func (t *telemetry) unknownCommit(ctx context.Context) {
 	t.commitUnknown.Add(ctx, 1, metric.WithAttributes(semconv.DBSystemNamePostgreSQL))
 }
 
 // plainTx is the telemetry of a transaction that no closure runs: the driver
-// opens and closes its attempt span itself.
+// opens and closes its attempts' spans itself.
 type plainTx struct {
-	ctx     context.Context
-	span    trace.Span // nil while spans go nowhere
-	started time.Time  // zero while nothing is measured
+	ctx      context.Context // BEGIN's
+	span     trace.Span      // of the current attempt; nil while spans go nowhere
+	started  time.Time       // zero while nothing is measured
+	begin    attemptStart    // of the first attempt
+	previous trace.SpanContext
 }
 
-// start opens the span.
-func (p *plainTx) start(ctx context.Context, t *telemetry, now func() time.Time, opts driver.TxOptions) {
+// start opens the span of the first attempt.
+func (p *plainTx) start(ctx context.Context, t *telemetry, now time.Time, opts driver.TxOptions, covered bool) {
 	tracing := t.tracing(ctx)
 	if !tracing && !t.measuring(ctx) {
 		return
 	}
-	p.started = now()
-	if tracing {
-		ctx, p.span = t.startAttempt(ctx, attemptStart{
-			number:  1,
-			name:    nameFrom(ctx),
-			opts:    &sql.TxOptions{Isolation: sql.IsolationLevel(opts.Isolation), ReadOnly: opts.ReadOnly},
-			started: p.started,
-		})
+	p.started, p.ctx = now, ctx
+	if !tracing {
+		return
 	}
-	p.ctx = ctx
+	p.begin = attemptStart{
+		number:  1,
+		name:    nameFrom(ctx),
+		opts:    &sql.TxOptions{Isolation: sql.IsolationLevel(opts.Isolation), ReadOnly: opts.ReadOnly},
+		started: now,
+	}
+	if covered {
+		p.begin.kind = KindReplay.String()
+	}
+	_, p.span = t.startAttempt(ctx, p.begin)
 }
 
-func (p *plainTx) end(t *telemetry, now func() time.Time, o outcome, statements int, v verdict) {
+// retried closes an attempt's span; another attempt follows.
+func (p *plainTx) retried(e ending) {
+	if p.span != nil {
+		p.previous = p.span.SpanContext()
+		endSpan(p.span, e)
+	}
+}
+
+// next opens the span of a further attempt.
+func (p *plainTx) next(t *telemetry, now time.Time, number int) {
+	if p.span == nil {
+		return
+	}
+	start := p.begin
+	start.number, start.started, start.previous = number, now, p.previous
+	_, p.span = t.startAttempt(p.ctx, start)
+}
+
+func (p *plainTx) end(t *telemetry, now func() time.Time, attempts int, e ending) {
 	if p.started.IsZero() {
 		return
 	}
-	endSpan(p.span, ending{outcome: o, class: v.class, err: v.err, statements: statements})
-	t.transactionEnded(p.ctx, o, 1, now().Sub(p.started))
+	endSpan(p.span, e)
+	t.transactionEnded(p.ctx, e.outcome, attempts, now().Sub(p.started))
 }
 
 // serverAttributes tell where lib/pq connects to. Of several hosts nobody knows

@@ -205,7 +205,7 @@ sql.connector.connect
 
 func TestAPlainTransactionIsOneAttempt(t *testing.T) {
 	o := newObservatory(t)
-	f := newFixture(t, o.options()...)
+	f := newFixture(t, append(o.options(), WithMode(ModeClosure))...)
 	f.connector.config.now = time.Now
 	f.Fail(drivertest.Exec, deadlockErr).Matching("last")
 	if err := f.db.Ping(); err != nil {

@@ -7,7 +7,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// txState is where a physical transaction stands, as far as the driver can see.
+// txState is where a transaction stands, as far as the driver can see.
 type txState uint8
 
 const (
@@ -16,15 +16,17 @@ const (
 	txAborted                 // the server refuses everything but a rollback
 	txLost                    // the connection is gone
 	txEndedRaw                // the application sent COMMIT or ROLLBACK as a statement
+	txPoisoned                // rolled back by the driver: the application has yet to end it
 )
 
 var _ driver.Tx = (*tx)(nil)
 
-// tx is the physical transaction of a connection. There is one at a time, so the
-// connection has it inside.
+// tx is the transaction of a connection. There is one at a time, so the connection
+// has it inside. To the application it is one transaction; on the server it may
+// have been several, one after the other.
 type tx struct {
 	conn   *conn
-	inner  driver.Tx
+	inner  driver.Tx // nil while there is none on the server
 	state  txState
 	number uint64 // counts the connection's transactions, from 1
 
@@ -35,7 +37,7 @@ type tx struct {
 	// later ones only say that the transaction is aborted.
 	first      verdict
 	rawOutcome outcome // of txEndedRaw
-	statements int
+	statements int     // of the current attempt
 
 	plain plainTx // telemetry of a transaction outside closures
 
@@ -43,20 +45,48 @@ type tx struct {
 	// under the attempt's span; others were given a span of their own on purpose.
 	attemptSpan trace.Span // nil if there is nothing to put them under
 	beginSpan   trace.SpanID
+
+	// Of a transaction outside closures, which the driver may replay.
+	covered    bool          // the journal holds all that was done
+	refusal    RefusalReason // why it does not, "" in closures
+	refusedFor string        // what was refused, in words
+	began      context.Context
+	opts       driver.TxOptions
+	pace       pace
+	savepoints savepoints
+	poison     *RetryError // of txPoisoned
+	cancels    []context.CancelCauseFunc
+	stops      []func() bool
 }
 
-// isOpen says whether a statement would run in the transaction.
+// isOpen says whether a statement would run in the transaction, or would if the
+// transaction were not poisoned.
 func (t *tx) isOpen() bool { return t.state != txNone && t.state != txEndedRaw }
+
+func (t *tx) journal() *journal { return &t.conn.journal }
 
 func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	c := t.conn
-	*t = tx{conn: c, number: t.number + 1}
+	config := c.connector.config
+	*t = tx{
+		conn: c, number: t.number + 1, opts: opts, began: ctx,
+		savepoints: savepoints{stack: t.savepoints.stack[:0]}, cancels: t.cancels[:0], stops: t.stops[:0],
+	}
 	a := attemptFrom(ctx)
 	if a != nil {
 		a.meets(c.connector)
 		t.attemptSpan = a.currentSpan()
 	} else {
-		t.plain.start(ctx, c.connector.telemetry, c.connector.config.now, opts)
+		t.pace = pace{config: config, started: config.now(), attempts: 1}
+		switch {
+		case config.mode != ModeReplay:
+			t.refusal = RefusedMode
+		case withoutReplayFrom(ctx):
+			t.refusal = RefusedByContext
+		default:
+			t.covered = true
+		}
+		t.plain.start(ctx, c.connector.telemetry, t.pace.started, opts, t.covered)
 		t.attemptSpan = t.plain.span
 	}
 	if t.attemptSpan != nil {
@@ -77,6 +107,7 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 			// measured is a transaction, not this.
 			endSpan(t.plain.span, ending{outcome: outcomeRolledBack, class: class, err: err})
 		}
+		t.forget()
 		return nil, err
 	}
 	t.inner, t.state = inner, txActive
@@ -173,32 +204,71 @@ func (t *tx) tellDeadlock(err error) {
 	t.conn.connector.telemetry.deadlock(span, err)
 }
 
-// Commit commits. The error is the inner driver's.
+// Commit commits. The error is the inner driver's, unless the transaction was
+// poisoned or its conflict was seen before.
 func (t *tx) Commit() error {
-	unsent := t.conn.tap.sendsNothing()
-	err := t.inner.Commit()
-	if err == nil {
-		t.end(outcomeCommitted, verdict{})
-		return nil
+	if t.state == txPoisoned {
+		err := t.poison
+		t.forget()
+		return err
 	}
-	v := verdict{class: Classify(err, PhaseCommit), err: err}
-	switch {
-	case t.state == txEndedRaw:
-		v.class = ClassPermanent // there was nothing left to commit
-	case v.class == ClassAborted && t.first.err != nil:
-		v = t.first
-	case v.class == ClassUnknownOutcome && unsent:
-		v.class = ClassConnectionLost
+	for {
+		unsent := t.conn.tap.sendsNothing()
+		err := t.inner.Commit()
+		if err == nil {
+			t.end(outcomeCommitted, verdict{})
+			return nil
+		}
+		v := verdict{class: Classify(err, PhaseCommit), err: err}
+		switch {
+		case t.state == txEndedRaw:
+			v.class = ClassPermanent // there was nothing left to commit
+		case v.class == ClassAborted && t.first.err != nil:
+			v = t.first
+		case v.class == ClassUnknownOutcome && unsent:
+			v.class = ClassConnectionLost
+		}
+		if t.first.err == nil {
+			t.tellDeadlock(err)
+		}
+		if !t.replayable(v) || t.state != txActive {
+			err = t.afterCommit(v, err)
+			t.end(outcomeRolledBack, v)
+			return err
+		}
+		if t.covered {
+			t.refuseForeignTables()
+		}
+		if !t.covered {
+			err = t.met(v)
+			t.end(outcomeRolledBack, v)
+			return err
+		}
+		if err := t.survive(context.Background(), v, atCommit, nil); err != nil {
+			t.forget()
+			return err
+		}
 	}
-	if t.first.err == nil {
-		t.tellDeadlock(err)
+}
+
+// afterCommit returns what COMMIT says of a transaction that had a conflict before,
+// which was not replayed: for a loop around it, that conflict is what matters.
+func (t *tx) afterCommit(v verdict, err error) error {
+	if t.state != txAborted || t.attempt != nil || !t.replayable(v) || !t.refusal.tells() {
+		return err
 	}
-	t.end(outcomeRolledBack, v)
-	return err
+	return &RetryError{
+		Reason: ErrRefused, Refusal: t.refusal, Attempts: t.pace.attempts,
+		Elapsed: t.pace.config.now().Sub(t.pace.started), Class: v.class, Err: v.err, Limit: t.refusedFor, cause: err,
+	}
 }
 
 // Rollback rolls back. The error is the inner driver's.
 func (t *tx) Rollback() error {
+	if t.state == txPoisoned {
+		t.forget() // the driver has rolled back already
+		return nil
+	}
 	err := t.inner.Rollback()
 	t.end(outcomeRolledBack, t.first)
 	return err
@@ -231,6 +301,7 @@ func (i innerTx) Rollback() error {
 // Rollback. What follows on the connection is outside it.
 func (t *tx) endRaw(o outcome, committed string) {
 	t.rawOutcome, t.state = o, txEndedRaw
+	t.refuse(RefusedTxControl, "")
 	if o != outcomeCommitted {
 		return
 	}
@@ -242,7 +313,11 @@ func (t *tx) endRaw(o outcome, committed string) {
 
 // abandon ends a transaction whose connection goes away or back to the pool.
 func (t *tx) abandon() {
-	if t.state != txNone {
+	switch t.state {
+	case txNone:
+	case txPoisoned:
+		t.forget()
+	default:
 		t.end(outcomeRolledBack, t.first)
 	}
 }
@@ -254,13 +329,24 @@ func (t *tx) end(o outcome, v verdict) {
 	case t.state == txEndedRaw:
 		o = t.rawOutcome
 	}
-	t.state = txNone
+	t.finish(o, v, "")
+	t.forget()
+}
+
+// finish tells of the end of the transaction.
+func (t *tx) finish(o outcome, v verdict, refusal RefusalReason) {
 	connector := t.conn.connector
-	connector.stats.attemptEnded(o, v, t.attempt != nil)
+	connector.stats.attemptEnded(o)
 	if t.attempt != nil {
 		t.attempt.txEnded(t.main, o, t.statements, v)
 	} else {
-		t.plain.end(connector.telemetry, connector.config.now, o, t.statements, v)
+		if refusal == "" && t.refusal.tells() {
+			refusal = t.refusal
+		}
+		connector.stats.plainEnded(t.covered, t.refusal, t.journal().size)
+		t.plain.end(connector.telemetry, connector.config.now, t.pace.attempts, ending{
+			outcome: o, class: v.class, err: v.err, reason: refusal, statements: t.statements,
+		})
 	}
 	switch o {
 	case outcomeCommitted:
@@ -268,7 +354,17 @@ func (t *tx) end(o outcome, v verdict) {
 	case outcomeUnknown:
 		connector.telemetry.unknownCommit(context.Background())
 	}
-	// Spans and contexts of a transaction that is over should not be kept by an
-	// idle connection.
+}
+
+// forget lets go of what an idle connection should not keep: spans, contexts, the
+// journal.
+func (t *tx) forget() {
+	for _, cancel := range t.cancels {
+		cancel(nil)
+	}
+	clear(t.cancels)
+	t.journal().reset()
+	t.state, t.covered, t.poison = txNone, false, nil
 	t.inner, t.attempt, t.attemptSpan, t.plain, t.first = nil, nil, nil, plainTx{}, verdict{}
+	t.began, t.pace, t.refusal, t.refusedFor, t.cancels = nil, pace{}, "", "", t.cancels[:0]
 }

@@ -223,7 +223,7 @@ func TestATransactionWhoseConnectionGoesAwayEndsWithIt(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	if got := o.tree(); !strings.Contains(got, "pgretry.attempt attempt=1 outcome=rolled_back") {
+	if got := o.tree(); !strings.Contains(got, "pgretry.attempt attempt=1 attempt.kind=replay outcome=rolled_back") {
 		t.Errorf("the attempt's span is not ended:\n%s", got)
 	}
 }

@@ -86,6 +86,9 @@ type analysis struct {
 	frames      []frame
 	firstFrames [24]frame
 	notRead     bool // something in the text is not understood or not harmless
+	own         ownState
+	// transactionCommand is the first in the text.
+	transactionCommand Keyword
 
 	head       [headWords]wordID
 	headLength int
@@ -109,6 +112,9 @@ type analysis struct {
 	bodyExpected bool // the next token begins a common table expression's statement
 	copyAwaits   bool // COPY … FROM or TO was read
 	copyFrom     bool
+	copyKind     CopyKind
+	holds        bool // WITH HOLD
+	changesRows  bool // INSERT or the like begins the statement, or follows its WITH list
 	routine      bool // CREATE … FUNCTION or PROCEDURE
 	atomicDepth  int  // BEGIN ATOMIC and the CASEs in it that have no END yet
 }
@@ -126,6 +132,7 @@ func (a *analysis) token(t token) {
 	a.tokens++
 	a.readHead(t)
 	a.checkAwaited(t)
+	a.ownRows(t)
 	switch t.kind {
 	case tokenWord, tokenQuoted:
 		a.name(t)
@@ -135,6 +142,9 @@ func (a *analysis) token(t token) {
 			a.executes = true // EXPLAIN ("analyze") is EXPLAIN (ANALYZE)
 		}
 		a.withName(t)
+		if a.copyKind != CopyNone {
+			a.copyOption(t)
+		}
 	case tokenLiteral:
 		a.beforeLiteral()
 	case tokenCast:
@@ -171,6 +181,7 @@ func (a *analysis) checkAwaited(t token) {
 		if dml == wordUpdate && t.isName() || dml == wordDelete && t.isWord(wordFrom) ||
 			(dml == wordInsert || dml == wordMerge || dml == wordUpsert) && t.isWord(wordInto) {
 			a.info.DataModifying = a.info.DataModifying || a.explain == explainNone || a.executes
+			a.changesRows = a.changesRows || len(a.frames) == 1
 		}
 	}
 	switch a.typeState {
@@ -206,33 +217,18 @@ func (a *analysis) checkAwaited(t token) {
 	}
 	if a.copyAwaits {
 		a.copyAwaits = false
-		kind := CopyOnServer
+		a.copyKind = CopyOnServer
 		if t.isWord(wordStdin) || t.isWord(wordStdout) { // the server takes either for either
-			kind = CopyToClient
+			a.copyKind = CopyToClient
 			if a.copyFrom {
-				kind = CopyFromClient
+				a.copyKind = CopyFromClient
 			}
-		}
-		if a.info.Copy == CopyNone {
-			a.info.Copy = kind
 		}
 	}
 }
 
 // partName returns a name's token as the server compares it, without quotes.
-func (a *analysis) partName(t token) string {
-	s := a.lexer.text[t.start:t.end]
-	switch {
-	case t.kind == tokenWord:
-		return lower(s)
-	case t.kind == tokenQuoted && len(s) >= 2 && s[0] == '"':
-		s = strings.TrimSuffix(s[1:], `"`)
-		if strings.Contains(s, `""`) {
-			s = strings.ReplaceAll(s, `""`, `"`)
-		}
-	}
-	return s
-}
+func (a *analysis) partName(t token) string { return a.lexer.name(t) }
 
 // name begins or continues a dotted name.
 func (a *analysis) name(t token) {
@@ -321,16 +317,31 @@ func (a *analysis) word(t token) {
 	case wordChain:
 		a.chains = a.chains || a.p1.isWord(wordAnd)
 	case wordHold:
-		a.info.WithHold = a.info.WithHold || a.head[0] == wordDeclare && a.p1.isWord(wordWith)
+		a.holds = a.holds || a.head[0] == wordDeclare && a.p1.isWord(wordWith)
+	case wordReturning:
+		// After AS it is a label, in parentheses a clause of a JSON function
+		// or of a statement in a WITH list.
+		if a.changesRows && len(a.frames) == 1 && !a.p1.isWord(wordAs) {
+			a.info.Returning = a.info.Returning || a.head[0].modifiesOrWith()
+		}
 	case wordTemp:
 		switch a.p1.word.id {
 		case wordCreate, wordReplace, wordInto, wordLocal, wordGlobal:
 			a.info.Temporary = true
 		}
 	case wordFrom, wordTo:
-		if a.head[0] == wordCopy && len(a.frames) == 1 && a.tokens > 2 {
+		if a.head[0] == wordCopy && len(a.frames) == 1 && a.tokens > 2 && a.copyKind == CopyNone {
 			a.copyAwaits, a.copyFrom = true, id == wordFrom
 		}
+	}
+}
+
+// copyOption looks for the option FREEZE, quoted or not, after the source of a
+// COPY: bare as in old versions, or first in an item of the list in
+// parentheses. What value it is given does not matter.
+func (a *analysis) copyOption(t token) {
+	if len(a.frames) == 1 && t.kind == tokenWord || len(a.frames) == 2 && (a.p1.is('(') || a.p1.is(',')) {
+		a.info.CopyFreeze = a.info.CopyFreeze || a.partName(t) == "freeze"
 	}
 }
 
@@ -686,11 +697,19 @@ func (a *analysis) endStatement() {
 	case CommitPrepared, RollbackPrepared:
 		a.info.TxControl = true
 	case Copy:
+		if a.copyKind == CopyNone {
+			a.copyKind = CopyOnServer // not understood
+		}
 		if a.info.Copy == CopyNone {
-			a.info.Copy = CopyOnServer
+			a.info.Copy = a.copyKind
 		}
 	}
 	a.info.LocksRows = a.info.LocksRows || a.locks
+	a.info.WithHold = a.info.WithHold || a.holds
+	if a.info.Statements == 1 {
+		a.info.Savepoint = a.savepointName(keyword)
+	}
+	a.noteHazard(keyword)
 	if len(a.frames) > 1 || a.atomicDepth != 0 {
 		a.lexer.suspicious = true // only the end of the text comes here so
 	}
@@ -706,7 +725,8 @@ func (a *analysis) resetStatement() {
 	a.typeState, a.pendingDML = typeNone, wordNone
 	a.explain, a.explainHead = explainNone, wordNone
 	a.executes, a.modifies, a.locks, a.chains = false, false, false, false
-	a.bodyExpected, a.copyAwaits, a.copyFrom = false, false, false
+	a.bodyExpected, a.copyAwaits, a.copyFrom, a.copyKind = false, false, false, CopyNone
+	a.holds, a.changesRows = false, false
 	a.routine, a.atomicDepth = false, 0
 }
 
@@ -732,8 +752,13 @@ func (a *analysis) reads(k Keyword) bool {
 
 func (a *analysis) finish() {
 	a.info.Suspicious = a.lexer.suspicious
-	a.info.ProvenRead = a.info.ProvenRead && a.info.Statements == 1 && !a.notRead && !a.info.Suspicious &&
-		a.info.CallsOnlyHarmless()
+	understood := a.info.Statements == 1 && !a.notRead && !a.info.Suspicious
+	a.info.ProvenRead = a.info.ProvenRead && understood && a.info.CallsOnlyHarmless()
+	a.info.OwnRows = a.own.proven() && understood && a.showsOwnValues()
+	if a.info.Statements != 1 || a.info.Suspicious {
+		a.info.Savepoint = ""
+	}
+	a.finishHazard()
 }
 
 // keyword judges the kind of the statement by its head.

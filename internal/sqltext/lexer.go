@@ -28,7 +28,8 @@ func (t token) isName() bool         { return t.kind == tokenWord || t.kind == t
 
 // lexer cuts a text into tokens as PostgreSQL's scan.l does with
 // standard_conforming_strings on and an encoding whose multi-byte characters
-// consist of bytes above 0x7F only, such as UTF-8.
+// consist of bytes above 0x7F only, such as UTF-8. A text whose literals would
+// end elsewhere with standard_conforming_strings off is suspicious.
 type lexer struct {
 	text       string
 	pos        int
@@ -72,6 +73,22 @@ func (l *lexer) is(i int, class uint8) bool {
 	return i < len(l.text) && charClass[l.text[i]]&class != 0
 }
 
+// name returns what a word or a quoted identifier says as the server compares
+// it, uncut: folded or without its quotes. Escapes in U&"…" are left.
+func (l *lexer) name(t token) string {
+	s := l.text[t.start:t.end]
+	switch {
+	case t.kind == tokenWord:
+		return lower(s)
+	case t.kind == tokenQuoted && len(s) >= 2 && s[0] == '"':
+		s = strings.TrimSuffix(s[1:], `"`)
+		if strings.Contains(s, `""`) {
+			s = strings.ReplaceAll(s, `""`, `"`)
+		}
+	}
+	return s
+}
+
 // next returns the next token. It always moves forward until it returns
 // tokenEnd.
 func (l *lexer) next() token {
@@ -90,7 +107,7 @@ func (l *lexer) next() token {
 		}
 	case c == '\'':
 		l.pos++
-		l.literal(false)
+		l.literal(backslashMayEscape)
 		t.kind = tokenLiteral
 	case c == '"':
 		l.pos++
@@ -167,13 +184,19 @@ func (l *lexer) wordOrPrefixed(c byte) tokenKind {
 	case 'e', 'E':
 		if next == '\'' {
 			l.pos += 2
-			l.literal(true)
+			l.literal(backslashEscapes)
 			return tokenLiteral
 		}
-	case 'b', 'B', 'x', 'X', 'n', 'N':
+	case 'n', 'N':
 		if next == '\'' {
 			l.pos += 2
-			l.literal(false)
+			l.literal(backslashMayEscape)
+			return tokenLiteral
+		}
+	case 'b', 'B', 'x', 'X':
+		if next == '\'' {
+			l.pos += 2
+			l.literal(backslashIsPlain)
 			return tokenLiteral
 		}
 	case 'u', 'U':
@@ -181,9 +204,9 @@ func (l *lexer) wordOrPrefixed(c byte) tokenKind {
 			break
 		}
 		switch l.at(l.pos + 2) {
-		case '\'':
+		case '\'': // refused if standard_conforming_strings is off
 			l.pos += 3
-			l.literal(false)
+			l.literal(backslashIsPlain)
 			return tokenLiteral
 		case '"':
 			// Its escapes, with a character of the author's choice, can spell
@@ -200,13 +223,22 @@ func (l *lexer) wordOrPrefixed(c byte) tokenKind {
 	return tokenWord
 }
 
+// backslash says what one does in a literal.
+type backslash uint8
+
+const (
+	backslashIsPlain   backslash = iota
+	backslashEscapes             // E'…'
+	backslashMayEscape           // '…', if standard_conforming_strings is off
+)
+
 // literal moves past a string whose opening quote has been read, and past its
 // continuations: string parts with nothing but white space and a new line
 // between them are one string, and the later parts keep the escapes of the
 // first.
-func (l *lexer) literal(escapes bool) {
+func (l *lexer) literal(b backslash) {
 	for {
-		if !l.literalPart(escapes) {
+		if !l.literalPart(b) {
 			l.suspicious = true
 			return
 		}
@@ -219,7 +251,7 @@ func (l *lexer) literal(escapes bool) {
 }
 
 // literalPart moves past the closing quote. It reports whether there was one.
-func (l *lexer) literalPart(escapes bool) bool {
+func (l *lexer) literalPart(b backslash) bool {
 	for l.pos < len(l.text) {
 		c := l.text[l.pos]
 		l.pos++
@@ -228,10 +260,14 @@ func (l *lexer) literalPart(escapes bool) bool {
 			l.pos++
 		case c == '\'':
 			return true
-		case c == '\\' && escapes:
+		case c == '\\' && b != backslashIsPlain:
+			// Where it may or may not escape, it matters only before a quote:
+			// otherwise both readings go on after the next character alike.
+			if b == backslashMayEscape && l.at(l.pos) == '\'' {
+				l.suspicious = true
+				continue
+			}
 			l.pos = min(l.pos+1, len(l.text))
-		case c == '\\':
-			l.suspicious = true // ends elsewhere if standard_conforming_strings is off
 		}
 	}
 	return false

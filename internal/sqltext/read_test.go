@@ -122,7 +122,7 @@ func TestWhateverIsNotUnderstoodIsNoProvenRead(t *testing.T) {
 		"with x as (select 1) select * from x order by a, transfer(b)",
 		"with x as (select 1) (select 2) order by a, transfer(b)",
 		"values (transfer(1))",
-		"select 'a\\b'",
+		"select 'a\\'b'",
 		"select (1",
 		"explain analyze select 1",
 		"explain analyse select 1",

@@ -195,9 +195,9 @@ func TestServerHasEveryHarmlessFunctionAsStableOrImmutable(t *testing.T) {
 	}
 }
 
-// A word that the server lets name a function or a type must not be skipped.
-func TestServerReservesTheWordsThatAreSkipped(t *testing.T) {
-	db := open(t)
+// serversKeywords returns the category of each of the server's keywords.
+func serversKeywords(t *testing.T, db *sql.DB) map[string]string {
+	t.Helper()
 	category := map[string]string{}
 	rows, err := db.Query("select word, catcode from pg_get_keywords()")
 	if err != nil {
@@ -213,6 +213,13 @@ func TestServerReservesTheWordsThatAreSkipped(t *testing.T) {
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		t.Fatal(err)
 	}
+	return category
+}
+
+// A word that the server lets name a function or a type must not be skipped.
+func TestServerReservesTheWordsThatAreSkipped(t *testing.T) {
+	db := open(t)
+	category := serversKeywords(t, db)
 	for name, w := range words {
 		if w.class&classReserved != 0 && category[name] != "R" {
 			t.Errorf("%s is of category %q, not reserved", name, category[name])

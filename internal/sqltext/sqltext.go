@@ -8,8 +8,8 @@
 //
 // # What it assumes
 //
-//   - standard_conforming_strings is on. A plain '…' literal that holds a
-//     backslash could end elsewhere if it were off and makes the text
+//   - standard_conforming_strings is on, or it does not matter: a plain '…'
+//     literal that would end elsewhere if it were off makes the text
 //     Suspicious.
 //   - The client encoding is UTF-8 or another one whose multi-byte characters
 //     have no byte below 0x80. Invalid UTF-8 does no harm.
@@ -90,9 +90,42 @@ type Info struct {
 	// text is ambiguous a name that is no function is included.
 	Functions []string
 
+	// Hazard is what stands in the way of a replay. If several things do, it is
+	// the first of: HazardUnreadable, HazardTxControl, the gravest of what the
+	// statements' first words say, and that of the first function in Functions
+	// that has one. So if it is a function's, only other functions can stand in
+	// the way besides: see HazardOfFunction.
+	Hazard Hazard
+	// HazardName is what the Hazard was found in: a function as in Functions,
+	// or a command in capitals ("PREPARE", "LOAD", "DECLARE … WITH HOLD").
+	// Empty if there is none, and if the text is unreadable.
+	HazardName string
+
+	// Savepoint is the name, as the server compares it, that the only statement
+	// of the text, SAVEPOINT, RELEASE [SAVEPOINT] or ROLLBACK [WORK |
+	// TRANSACTION] TO [SAVEPOINT], is about: lower case unless quoted, without
+	// quotes, cut to 63 bytes. Empty for any other text.
+	Savepoint string
+
+	// OwnRows is set if the text is exactly one statement and the rows it
+	// returns or counts are of the transaction's own making or locked by it, so
+	// that what it shows stays true for as long as it is not undone: INSERT …
+	// VALUES that skips no row, UPDATE and DELETE without any other relation,
+	// SELECT of one relation FOR [NO KEY] UPDATE or FOR SHARE. It calls only
+	// harmless functions that do not look at the catalog, nextval, currval and
+	// lastval, and casts to built-in types only. It says nothing about rows
+	// that were not found: they can appear. The package comment says what the
+	// text does not show.
+	OwnRows bool
+	// Returning is set if an INSERT, UPDATE, DELETE or MERGE of the text, one
+	// in a WITH list not among them, has a RETURNING clause.
+	Returning bool
+	// CopyFreeze is set if a COPY has the option FREEZE.
+	CopyFreeze bool
+
 	// Suspicious is set if the text may not mean to the server what it means
 	// here: something is unterminated or unbalanced, a character is none of
-	// SQL's, a plain literal holds a backslash, a number runs into a word, an
+	// SQL's, a backslash in a plain literal stands before a quote, a number runs into a word, an
 	// identifier is written as U&"…". The other fields are then guesses, and
 	// ProvenRead is false.
 	Suspicious bool

@@ -57,6 +57,7 @@ const (
 	wordCycle
 	wordDeallocate
 	wordDeclare
+	wordDefault
 	wordDelete
 	wordDiscard
 	wordDistinct
@@ -64,9 +65,11 @@ const (
 	wordDrop
 	wordEnd
 	wordEscape
+	wordExcept
 	wordExecute
 	wordExists
 	wordExplain
+	wordFalse
 	wordFetch
 	wordFilter
 	wordFor
@@ -78,16 +81,20 @@ const (
 	wordGrant
 	wordGroup
 	wordGrouping
+	wordHaving
 	wordHold
 	wordIlike
 	wordImport
 	wordInner
 	wordInsert
+	wordIntersect
 	wordInto
+	wordIs
 	wordJoin
 	wordKey
 	wordLeft
 	wordLike
+	wordLimit
 	wordListen
 	wordLoad
 	wordLocal
@@ -98,8 +105,13 @@ const (
 	wordNatural
 	wordNo
 	wordNot
+	wordNothing
 	wordNotify
+	wordNowait
+	wordNull
+	wordOffset
 	wordOn
+	wordOnly
 	wordOrder
 	wordOuter
 	wordOver
@@ -116,6 +128,7 @@ const (
 	wordRelease
 	wordReplace
 	wordReset
+	wordReturning
 	wordRevoke
 	wordRight
 	wordRollback
@@ -132,24 +145,41 @@ const (
 	wordStart
 	wordStdin
 	wordStdout
+	wordSystem
 	wordTable
 	wordTemp
 	wordThen
+	wordTime
 	wordTo
 	wordTransaction
+	wordTrue
 	wordTruncate
 	wordUescape
+	wordUnion
 	wordUnlisten
 	wordUpdate
 	wordUpsert
+	wordUsing
 	wordVacuum
 	wordValues
 	wordVarying
 	wordVerbose
+	wordWhere
+	wordWindow
 	wordWith
 	wordWork
 	wordZone
 )
+
+// modifiesOrWith reports whether a statement that begins with w can be one that
+// modifies data.
+func (w wordID) modifiesOrWith() bool {
+	switch w {
+	case wordInsert, wordUpdate, wordDelete, wordMerge, wordUpsert, wordWith:
+		return true
+	}
+	return false
+}
 
 // words maps the words that matter, lower case, to what they are.
 //
@@ -187,6 +217,11 @@ func buildWords() map[string]word {
 		"truncate": wordTruncate, "uescape": wordUescape, "unlisten": wordUnlisten, "update": wordUpdate,
 		"upsert": wordUpsert, "vacuum": wordVacuum, "values": wordValues, "varying": wordVarying, "verbose": wordVerbose, "with": wordWith,
 		"work": wordWork, "zone": wordZone,
+		"except": wordExcept, "having": wordHaving, "intersect": wordIntersect, "is": wordIs, "limit": wordLimit,
+		"nothing": wordNothing, "nowait": wordNowait, "offset": wordOffset, "only": wordOnly,
+		"returning": wordReturning, "system": wordSystem, "time": wordTime, "union": wordUnion, "using": wordUsing,
+		"where": wordWhere, "window": wordWindow, "null": wordNull, "true": wordTrue, "false": wordFalse,
+		"default": wordDefault,
 	} {
 		m[name] = word{id: id}
 	}

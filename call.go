@@ -1,0 +1,72 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql/driver"
+	"io"
+)
+
+// exec makes the call.
+func (s *call) exec(c *conn, ctx context.Context) (driver.Result, error) {
+	if s.stmt != nil {
+		return s.stmt.execer.ExecContext(ctx, s.args)
+	}
+	return c.session.ExecContext(ctx, s.text, s.args)
+}
+
+// query makes the call.
+func (s *call) query(c *conn, ctx context.Context) (driver.Rows, error) {
+	if s.stmt != nil {
+		return s.stmt.queryer.QueryContext(ctx, s.args)
+	}
+	return c.session.QueryContext(ctx, s.text, s.args)
+}
+
+// command executes a statement of the driver's own.
+func (c *conn) command(ctx context.Context, text string) error {
+	_, err := c.session.ExecContext(ctx, text, nil)
+	if err != driver.ErrSkip { //nolint:errorlint // drivers must return it bare
+		return err
+	}
+	prepared, err := c.session.PrepareContext(ctx, text)
+	if err != nil {
+		return err
+	}
+	_, err = prepared.(driver.StmtExecContext).ExecContext(ctx, nil)
+	return either(err, prepared.Close())
+}
+
+// ask executes a query of the driver's own and returns the first value of its first
+// row, as text; "" if there is none.
+func (c *conn) ask(ctx context.Context, text string) (answer string, err error) {
+	rows, err := c.session.QueryContext(ctx, text, nil)
+	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
+		prepared, prepareErr := c.session.PrepareContext(ctx, text)
+		if prepareErr != nil {
+			return "", prepareErr
+		}
+		defer func() { err = either(err, prepared.Close()) }()
+		rows, err = prepared.(driver.StmtQueryContext).QueryContext(ctx, nil)
+	}
+	if err != nil {
+		return "", err
+	}
+	c.tap.takeRows(rows)
+	defer func() { err = either(err, rows.Close()) }()
+	values := make([]driver.Value, len(rows.Columns()))
+	switch err := rows.Next(values); {
+	case err == io.EOF, err == nil && len(values) == 0: //nolint:errorlint // drivers must return it bare
+		return "", nil
+	case err != nil:
+		return "", err
+	}
+	switch value := values[0].(type) {
+	case string:
+		return value, nil
+	case []byte:
+		return string(value), nil
+	case nil:
+		return "", nil
+	}
+	return "something", nil
+}

@@ -1,0 +1,202 @@
+package pgretry
+
+import (
+	"database/sql/driver"
+	"hash/maphash"
+	"math"
+	"math/bits"
+	"math/rand/v2"
+	"reflect"
+	"time"
+)
+
+// digest stands for what a statement has shown, in the order in which it was shown.
+// Two that are equal were made of the same values with the same types, but for a
+// chance of one in 2⁶⁴; the keys are drawn anew in every process, so nobody can choose
+// values that collide.
+type digest uint64
+
+var (
+	digestSeed = maphash.MakeSeed()
+	digestKeys = [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}
+)
+
+// digestTag tells apart values that would otherwise look alike: NULL, "", false
+// and 0 are four different things.
+type digestTag uint64
+
+const (
+	tagNull digestTag = iota + 1
+	tagInt
+	tagFloat
+	tagFalse
+	tagTrue
+	tagBytes
+	tagString
+	tagTime
+	tagZone
+	tagOther
+	tagColumn
+	tagColumnType
+	tagSet
+	tagAffected
+	tagNoCount
+	tagState
+	tagConstraint
+	tagInputs
+)
+
+// add is a step of wyhash: the product of the value and of what there is so far,
+// folded.
+func (d *digest) add(tag digestTag, value uint64) {
+	high, low := bits.Mul64(value^digestKeys[0], (uint64(*d)+uint64(tag))^digestKeys[1])
+	*d = digest(high ^ low)
+}
+
+func (d *digest) addString(tag digestTag, s string) {
+	d.add(tag, maphash.String(digestSeed, s))
+}
+
+// addValue adds a cell. It is false if the value's type is none that can be compared.
+func (d *digest) addValue(value driver.Value) bool {
+	switch value := value.(type) {
+	case nil:
+		d.add(tagNull, 0)
+	case int64:
+		d.add(tagInt, uint64(value))
+	case string:
+		d.addString(tagString, value)
+	case []byte:
+		d.add(tagBytes, maphash.Bytes(digestSeed, value))
+	case bool:
+		if value {
+			d.add(tagTrue, 0)
+		} else {
+			d.add(tagFalse, 0)
+		}
+	case float64:
+		d.add(tagFloat, math.Float64bits(value))
+	case time.Time:
+		d.addTime(value)
+	default:
+		return d.addOther(value)
+	}
+	return true
+}
+
+// addTime adds the instant and what is shown of its zone.
+func (d *digest) addTime(t time.Time) {
+	d.add(tagTime, uint64(t.Unix()))
+	d.add(tagTime, uint64(t.Nanosecond()))
+	name, offset := t.Zone()
+	d.add(tagZone, uint64(offset))
+	d.addString(tagZone, name)
+	d.addString(tagZone, t.Location().String())
+}
+
+// addOther adds values of types that database/sql does not name but drivers return.
+func (d *digest) addOther(value driver.Value) bool {
+	v := reflect.ValueOf(value)
+	d.addString(tagOther, v.Type().String())
+	switch v.Kind() {
+	case reflect.Bool:
+		return d.addValue(v.Bool())
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return d.addValue(v.Int())
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		d.add(tagInt, v.Uint())
+	case reflect.Float32, reflect.Float64:
+		return d.addValue(v.Float())
+	case reflect.String:
+		return d.addValue(v.String())
+	case reflect.Slice, reflect.Array:
+		if v.Kind() == reflect.Slice && v.IsNil() {
+			d.add(tagNull, 1)
+			return true
+		}
+		d.add(tagOther, uint64(v.Len()))
+		for i := range v.Len() {
+			if !v.Index(i).CanInterface() || !d.addValue(v.Index(i).Interface()) {
+				return false
+			}
+		}
+	default:
+		return false
+	}
+	return true
+}
+
+// addError adds what of a server's error a replay must show again.
+func (d *digest) addError(err error) {
+	server, _ := asServerError(err)
+	d.addString(tagState, server.code)
+	d.addString(tagConstraint, server.constraint)
+}
+
+// addResult adds the number of rows that a statement affected.
+func (d *digest) addResult(result driver.Result) {
+	n, err := result.RowsAffected()
+	if err != nil {
+		d.add(tagNoCount, 0)
+		return
+	}
+	d.add(tagAffected, uint64(n))
+}
+
+// shown is what the application was shown of a statement's result so far.
+type shown struct {
+	digest  digest
+	rows    int     // of the current result set
+	end     bool    // of the current result set was seen
+	earlier []shows // of the result sets before it
+}
+
+// shows is how much of a result set was seen.
+type shows struct {
+	rows int
+	end  bool
+}
+
+// columns adds the names and types of the columns of a result set. real are the
+// inner driver's own rows, which know the types.
+func (s *shown) columns(names []string, real driver.Rows) {
+	s.digest.add(tagSet, uint64(len(names)))
+	types, _ := real.(driver.RowsColumnTypeDatabaseTypeName)
+	for i, name := range names {
+		s.digest.addString(tagColumn, name)
+		if types != nil {
+			s.digest.addString(tagColumnType, types.ColumnTypeDatabaseTypeName(i))
+		}
+	}
+}
+
+// row adds a row. It is false if it has a value that cannot be compared.
+func (s *shown) row(values []driver.Value) bool {
+	s.rows++
+	for i := range values {
+		if !s.digest.addValue(values[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// nextSet goes on to the next result set.
+func (s *shown) nextSet() {
+	s.earlier = append(s.earlier, shows{s.rows, s.end})
+	s.rows, s.end = 0, false
+}
+
+// failed ends the result with an error. Whether a statement that shows no rows fails
+// at once or when its rows are asked for is chance.
+func (s *shown) failed(err error) {
+	if s.rows == 0 && len(s.earlier) == 0 {
+		*s = shown{}
+	}
+	s.digest.addError(err)
+}
+
+// sets returns how much was seen of each result set.
+func (s *shown) sets() []shows {
+	return append(s.earlier[:len(s.earlier):len(s.earlier)], shows{s.rows, s.end})
+}

@@ -1,0 +1,227 @@
+package pgretry
+
+import (
+	"database/sql/driver"
+	"reflect"
+	"time"
+	"unsafe"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
+)
+
+// callKind is what the application called.
+type callKind uint8
+
+const (
+	callExec callKind = iota
+	callQuery
+	callPrepare
+	callClose // of a prepared statement that has an effect when it is closed: COPY
+)
+
+// call is a statement with its arguments, on its way to the server.
+type call struct {
+	kind callKind
+	text string
+	stmt *stmt // nil if it goes by its text
+	args []driver.NamedValue
+}
+
+// entry is what the application did and was shown.
+type entry struct {
+	call
+	info   *sqltext.Info
+	shown  shown
+	cursor *rows // while it is open
+	failed bool  // with a server's error, after what was shown
+	undone bool  // the application went back to a savepoint before it
+	count  int64 // rows affected, if it told
+}
+
+const (
+	entryBytes = int(unsafe.Sizeof(entry{}))
+	argBytes   = int(unsafe.Sizeof(driver.NamedValue{})) + 8
+)
+
+// journal is what the application did in a transaction, in order. Its memory
+// belongs to the connection and is used again by the next transaction.
+type journal struct {
+	entries []entry
+	args    []driver.NamedValue
+	arena   []byte // what arguments point to
+	size    int    // in bytes, of all that it holds on to
+}
+
+// What a journal keeps for the next transaction, at most.
+const (
+	keptEntries = 64
+	keptArgs    = 512
+	keptArena   = 16 << 10
+)
+
+// reserve adds an entry for a call that is about to be made, with copies of its
+// arguments: callers reuse buffers. It returns why that cannot be done, "" if it
+// can.
+func (j *journal) reserve(c call, info *sqltext.Info, limits *config) RefusalReason {
+	size := entryBytes + len(c.text)
+	for i := range c.args {
+		size += argBytes + valueSize(c.args[i].Value)
+	}
+	if len(j.entries) >= limits.journalStatements || j.size+size > limits.journalBytes {
+		return RefusedJournalFull
+	}
+	if len(c.args) > 0 {
+		first := len(j.args)
+		j.args = append(j.args, c.args...)
+		c.args = j.args[first:len(j.args):len(j.args)]
+		for i := range c.args {
+			if !j.copyValue(&c.args[i].Value) {
+				j.args = j.args[:first]
+				return RefusedArgument
+			}
+		}
+	}
+	j.size += size
+	j.entries = append(j.entries, entry{call: c, info: info})
+	return ""
+}
+
+// last returns the newest entry.
+func (j *journal) last() *entry { return &j.entries[len(j.entries)-1] }
+
+// drop takes the newest entry back: nothing of it was shown.
+func (j *journal) drop() {
+	e := j.last()
+	j.size -= entryBytes + len(e.text)
+	for i := range e.args {
+		j.size -= argBytes + valueSize(e.args[i].Value)
+	}
+	j.args = j.args[:len(j.args)-len(e.args)]
+	*e = entry{}
+	j.entries = j.entries[:len(j.entries)-1]
+}
+
+// reset forgets everything.
+func (j *journal) reset() {
+	clear(j.entries)
+	clear(j.args[:cap(j.args)])
+	j.entries, j.args, j.arena, j.size = j.entries[:0], j.args[:0], j.arena[:0], 0
+	if cap(j.entries) > keptEntries {
+		j.entries = nil
+	}
+	if cap(j.args) > keptArgs {
+		j.args = nil
+	}
+	if cap(j.arena) > keptArena {
+		j.arena = nil
+	}
+}
+
+// valueSize is the size of what a value points to.
+func valueSize(value driver.Value) int {
+	switch value := value.(type) {
+	case nil, bool, int64, float64:
+		return 0
+	case string:
+		return len(value)
+	case []byte:
+		return len(value)
+	case time.Time:
+		return int(unsafe.Sizeof(value))
+	}
+	return otherSize(reflect.ValueOf(value))
+}
+
+func otherSize(v reflect.Value) int {
+	size := int(v.Type().Size())
+	switch v.Kind() {
+	case reflect.String:
+		size += v.Len()
+	case reflect.Slice, reflect.Array:
+		if v.Len() > 0 {
+			switch v.Type().Elem().Kind() {
+			case reflect.String, reflect.Slice, reflect.Array, reflect.Interface:
+				for i := range v.Len() {
+					size += otherSize(v.Index(i))
+				}
+			default:
+				size += v.Len() * int(v.Type().Elem().Size())
+			}
+		}
+	}
+	return size
+}
+
+// copyValue makes a value independent of the caller's memory. It is false if the
+// value's type does not allow that.
+func (j *journal) copyValue(value *driver.Value) bool {
+	switch v := (*value).(type) {
+	case nil, bool, int64, float64, string, time.Time:
+		return true
+	case []byte:
+		if v == nil {
+			return true
+		}
+		first := len(j.arena)
+		j.arena = append(j.arena, v...)
+		*value = j.arena[first:len(j.arena):len(j.arena)]
+		return true
+	}
+	copied, ok := copyOther(reflect.ValueOf(*value))
+	if ok {
+		*value = copied.Interface()
+	}
+	return ok
+}
+
+// copyOther copies values that some drivers take as they are: named types, other
+// numbers, slices of all these.
+func copyOther(v reflect.Value) (reflect.Value, bool) {
+	switch v.Kind() {
+	case reflect.Bool, reflect.String, reflect.Float32, reflect.Float64,
+		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return v, true
+	case reflect.Array: // was copied when it became an interface, unless it refers to something
+		return v, !refers(v.Type().Elem())
+	case reflect.Slice:
+		if v.IsNil() {
+			return v, true
+		}
+		element := v.Type().Elem()
+		if refers(element) && element.Kind() != reflect.Slice && element.Kind() != reflect.Array {
+			return v, false
+		}
+		copied := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
+		if !refers(element) {
+			reflect.Copy(copied, v)
+			return copied, true
+		}
+		for i := range v.Len() {
+			c, ok := copyOther(v.Index(i))
+			if !ok {
+				return v, false
+			}
+			copied.Index(i).Set(c)
+		}
+		return copied, true
+	case reflect.Struct:
+		return v, v.Type() == reflect.TypeFor[time.Time]()
+	}
+	return v, false
+}
+
+// refers says whether values of the type may share memory that can change.
+func refers(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Bool, reflect.String, reflect.Float32, reflect.Float64,
+		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return false
+	case reflect.Array:
+		return refers(t.Elem())
+	case reflect.Struct:
+		return t != reflect.TypeFor[time.Time]()
+	}
+	return true
+}

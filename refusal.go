@@ -1,0 +1,122 @@
+package pgretry
+
+import "fmt"
+
+// RefusalReason says why a transaction, or a statement outside one, is not run
+// again although its error would be retried. What hides behind a name (a view, a
+// trigger, a default, a stored function) the driver does not see.
+type RefusalReason string
+
+// Reasons of closures.
+const (
+	// RefusedAlreadyCommitted is behind [ErrAlreadyCommitted].
+	RefusedAlreadyCommitted RefusalReason = "already_committed"
+	// RefusedNotObserved is behind [ErrNotObserved].
+	RefusedNotObserved RefusalReason = "not_observed"
+	// RefusedTxStillOpen is behind [ErrTxStillOpen].
+	RefusedTxStillOpen RefusalReason = "tx_still_open"
+)
+
+// Reasons of transactions that the driver would replay by itself. They are behind
+// [ErrRefused].
+const (
+	// RefusedMode: the mode is not [ModeReplay].
+	RefusedMode RefusalReason = "mode"
+	// RefusedByContext: the transaction began under [ContextWithoutReplay].
+	RefusedByContext RefusalReason = "context"
+	// RefusedAdvisoryLock: an advisory lock of the session was taken or released.
+	// It survives a rollback.
+	RefusedAdvisoryLock RefusalReason = "advisory_lock"
+	// RefusedAdvisoryXactLock: an advisory lock of the transaction was taken. A
+	// replay lets go of it for a moment, and what it excludes is often outside the
+	// database; [WithAllowedFunctions] permits it.
+	RefusedAdvisoryXactLock RefusalReason = "advisory_xact_lock"
+	// RefusedSessionState: PREPARE, DEALLOCATE, LOAD, DISCARD or a cursor WITH HOLD
+	// changed the session in a way that survives a rollback.
+	RefusedSessionState RefusalReason = "session_state"
+	// RefusedPreparedTransaction: the transaction was, or had to do with, one
+	// prepared for two-phase commit.
+	RefusedPreparedTransaction RefusalReason = "prepared_transaction"
+	// RefusedOutsideEffect: a function was called whose effects no rollback undoes,
+	// such as dblink or setval.
+	RefusedOutsideEffect RefusalReason = "outside_effect"
+	// RefusedDeniedFunction: a function was called that [WithDeniedFunctions] names.
+	RefusedDeniedFunction RefusalReason = "denied_function"
+	// RefusedServerCopy: COPY read or wrote a file or a program of the server.
+	RefusedServerCopy RefusalReason = "server_copy"
+	// RefusedTxControl: the transaction was begun or ended by a statement, or
+	// several statements in one text had BEGIN, COMMIT, a savepoint or the like
+	// among them.
+	RefusedTxControl RefusalReason = "tx_control"
+	// RefusedUnreadable: a text may mean something else to the server than to the
+	// driver.
+	RefusedUnreadable RefusalReason = "unreadable"
+	// RefusedForeignTables: COMMIT failed in a database with foreign tables, whose
+	// servers may have committed their part.
+	RefusedForeignTables RefusalReason = "foreign_tables"
+	// RefusedRawConn: [RawConn] handed out the inner connection.
+	RefusedRawConn RefusalReason = "raw_conn"
+	// RefusedJournalFull: the transaction is larger than [WithJournalLimit] allows
+	// to remember.
+	RefusedJournalFull RefusalReason = "journal_full"
+	// RefusedArgument: an argument is of a type that the driver cannot copy, so
+	// that it may have changed since.
+	RefusedArgument RefusalReason = "argument"
+	// RefusedValue: the inner driver returned a value of a type that cannot be
+	// compared.
+	RefusedValue RefusalReason = "value"
+	// RefusedInterrupted: a statement ended without an answer from the server, for
+	// example because its context did.
+	RefusedInterrupted RefusalReason = "interrupted"
+	// RefusedSavepoint: the conflict came inside a savepoint of the application and
+	// what lies inside could not be replayed. The error was handed out and the
+	// application's ROLLBACK TO works as it does without the driver.
+	RefusedSavepoint RefusalReason = "savepoint"
+	// RefusedConnectionLost: the connection broke while the transaction was being
+	// replayed.
+	RefusedConnectionLost RefusalReason = "connection_lost"
+	// RefusedStatement: a statement outside a transaction that is not a SELECT,
+	// INSERT, UPDATE, DELETE, MERGE, WITH, VALUES or TABLE.
+	RefusedStatement RefusalReason = "statement"
+)
+
+// tells says whether the reason is worth telling where an error comes up: not if it
+// is what the application asked for.
+func (r RefusalReason) tells() bool {
+	return r != "" && r != RefusedMode && r != RefusedByContext
+}
+
+var refusalWords = map[RefusalReason]string{
+	RefusedAdvisoryLock:        "it uses advisory locks of the session",
+	RefusedAdvisoryXactLock:    "it takes advisory locks",
+	RefusedSessionState:        "it changes the session in a way that survives a rollback",
+	RefusedPreparedTransaction: "it has to do with a prepared transaction",
+	RefusedOutsideEffect:       "it has effects that no rollback undoes",
+	RefusedDeniedFunction:      "it calls a function that WithDeniedFunctions names",
+	RefusedServerCopy:          "it copies from or to a file or a program of the server",
+	RefusedTxControl:           "a transaction is begun, ended or divided by a text of the application's",
+	RefusedUnreadable:          "a text cannot be read with certainty",
+	RefusedForeignTables:       "there are foreign tables, whose servers may have committed",
+	RefusedRawConn:             "the inner connection was handed out",
+	RefusedJournalFull:         "it is larger than WithJournalLimit allows",
+	RefusedArgument:            "an argument cannot be copied",
+	RefusedValue:               "a value cannot be compared",
+	RefusedInterrupted:         "a statement ended without an answer",
+	RefusedSavepoint:           "the conflict is inside a savepoint and cannot be replayed from there",
+	RefusedConnectionLost:      "the connection was lost",
+	RefusedStatement:           "only SELECT, INSERT, UPDATE, DELETE, MERGE, WITH, VALUES and TABLE are executed again",
+}
+
+// explain is the sentence that a conflict's hint gains.
+func explain(o outcome, reason RefusalReason, words string) string {
+	switch o {
+	case outcomeDiverged:
+		return "pgretry: not replayed, because the replay showed something else than the application has seen: " + words + "."
+	case outcomeExhausted:
+		return "pgretry: not replayed again: " + words + "."
+	}
+	if words != "" {
+		words = " (" + words + ")"
+	}
+	return fmt.Sprintf("pgretry: not replayed, because %s%s [%s].", refusalWords[reason], words, reason)
+}

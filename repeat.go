@@ -1,0 +1,268 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql/driver"
+	"slices"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
+)
+
+// repeatableKinds are the statements that are executed again outside a transaction.
+// Others may commit a part of their work before they fail.
+var repeatableKinds = []sqltext.Keyword{
+	sqltext.Select, sqltext.Insert, sqltext.Update, sqltext.Delete,
+	sqltext.Merge, sqltext.With, sqltext.Values, sqltext.Table,
+}
+
+// repeat executes a statement outside a transaction again after conflicts. Each
+// time nothing of it happened: the server had begun and rolled back a transaction of
+// its own for it.
+type repeat struct {
+	conn     *conn
+	ctx      context.Context // the statement's
+	run      context.Context // the same with the attempt's span
+	text     string
+	pace     pace
+	original verdict
+	span     trace.Span
+	previous trace.SpanContext
+}
+
+// execLone executes a statement outside a transaction.
+func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
+	lone := c.beginLone(ctx, s.text)
+	result, err := s.exec(c, ctx)
+	lone.executed(err)
+	c.noteRaw(s.text, err)
+	if err == nil || lone.attempt != nil || !c.isConflict(err) {
+		return result, err
+	}
+	r := c.newRepeat(ctx, s.text, err)
+	for {
+		if err := r.pause(err); err != nil {
+			return nil, err
+		}
+		result, err = s.exec(c, r.run)
+		if again, err := r.ended(err); !again {
+			return result, err
+		}
+	}
+}
+
+// queryLone is execLone for statements that return rows.
+func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
+	lone := c.beginLone(ctx, s.text)
+	inner, err := s.query(c, ctx)
+	lone.executed(err)
+	c.noteRaw(s.text, err)
+	if err != nil && lone.attempt == nil && c.isConflict(err) {
+		r := c.newRepeat(ctx, s.text, err)
+		for again := true; again; {
+			if err := r.pause(err); err != nil {
+				return nil, err
+			}
+			inner, err = s.query(c, r.run)
+			again, err = r.ended(err)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows := newRows(c, inner, 0, lone)
+	if lone.attempt == nil && c.connector.config.mode == ModeReplay {
+		c.keepLone(ctx, s, rows)
+	}
+	return rows, nil
+}
+
+// keepLone keeps the statement for as long as its rows may have to be fetched again.
+func (c *conn) keepLone(ctx context.Context, s call, rows *rows) {
+	info := analyze(s.text)
+	if !slices.Contains(repeatableKinds, info.Keyword) || withoutReplayFrom(ctx) {
+		return
+	}
+	c.lone.reset()
+	if c.lone.reserve(s, info, c.connector.config) != "" {
+		c.lone.reset()
+		return
+	}
+	c.loneUse++
+	rows.use = c.loneUse
+	rows.watch(ctx, 0)
+}
+
+// rowsFailed judges an error of rows outside a transaction.
+func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) {
+	if !rows.watched || rows.use != c.loneUse || !c.isConflict(err) {
+		rows.ended = true
+		return false, err
+	}
+	e := c.lone.last()
+	r := c.newRepeat(rows.ctx, e.text, err)
+	for {
+		if err := r.pause(err); err != nil {
+			rows.ended = true
+			return false, err
+		}
+		again, err = r.fetchAgain(rows, e, at)
+		if !again {
+			rows.ended = err != nil
+			return err == nil, err
+		}
+	}
+}
+
+// fetchAgain executes the statement again and fetches what the application has seen.
+// It says whether another conflict came in the way.
+func (r *repeat) fetchAgain(rows *rows, e *entry, at site) (again bool, err error) {
+	rows.letGo()
+	ctx := rows.newContext(r.run)
+	inner, err := e.query(r.conn, ctx)
+	if err != nil {
+		return r.ended(err)
+	}
+	real := r.conn.tap.takeRows(inner)
+	got, what, err := showAgain(inner, real, &rows.shown, false)
+	if err == nil && what == "" && got.digest != rows.shown.digest {
+		what = "it showed something else"
+	}
+	if err == nil && what == "" && at != atClose {
+		rows.resume(inner, real, nil)
+		return r.ended(nil)
+	}
+	err = either(err, inner.Close())
+	if what != "" {
+		d := Divergence{Fingerprint: sqltext.Fingerprint(e.text), What: what}
+		r.conn.connector.stats.diverged(d)
+		return false, r.giveUp(outcomeDiverged, "", "the statement ("+d.Fingerprint+"): "+what)
+	}
+	if err == nil {
+		rows.resume(closedRows{rows.names}, real, nil)
+	}
+	return r.ended(err)
+}
+
+// isConflict says whether the error is one after which nothing remains of the
+// statement.
+func (c *conn) isConflict(err error) bool {
+	v := verdict{class: Classify(err, PhaseStatement), err: err}
+	return replayable(&pace{config: c.connector.config}, v)
+}
+
+func (c *conn) newRepeat(ctx context.Context, text string, err error) *repeat {
+	config := c.connector.config
+	return &repeat{
+		conn: c, ctx: ctx, text: text,
+		pace:     pace{config: config, started: config.now(), attempts: 1},
+		original: verdict{class: Classify(err, PhaseStatement), err: err},
+	}
+}
+
+// pause waits until the statement may be executed again. An error is what the
+// application gets instead.
+func (r *repeat) pause(err error) error {
+	v := verdict{class: Classify(err, PhaseStatement), err: err}
+	if reason, what := r.refuses(); reason != "" {
+		return r.giveUp(outcomeRefused, reason, what)
+	}
+	if contextError(r.ctx) != nil {
+		return r.original.err
+	}
+	wait, limit, _ := r.pace.next(v, r.ctx)
+	if limit != "" {
+		return r.giveUp(outcomeExhausted, "", limit)
+	}
+	connector := r.conn.connector
+	connector.stats.replayed(false)
+	connector.tellRetried(r.ctx, KindStatement, v, r.pace.attempts, wait)
+	if waitErr := connector.config.wait(r.ctx, wait); waitErr != nil {
+		failure := r.giveUp(outcomeExhausted, "", "the context ended the wait")
+		return &RetryError{
+			Reason: ErrExhausted, Attempts: r.pace.attempts, Elapsed: r.pace.config.now().Sub(r.pace.started),
+			Class: r.original.class, Err: failure, Limit: "the context ended the wait", cause: waitErr,
+		}
+	}
+	r.pace.attempts++
+	r.startSpan()
+	return nil
+}
+
+// refuses says why the statement must not be executed again, "" if it may.
+func (r *repeat) refuses() (reason RefusalReason, what string) {
+	config := r.conn.connector.config
+	info := analyze(r.text)
+	switch {
+	case config.mode != ModeReplay:
+		return RefusedMode, ""
+	case withoutReplayFrom(r.ctx):
+		return RefusedByContext, ""
+	case r.conn.rawOpen:
+		return RefusedTxControl, ""
+	case info.Statements != 1 || !slices.Contains(repeatableKinds, info.Keyword):
+		return RefusedStatement, info.Keyword.String()
+	}
+	if reason, what = config.refuses(callExec, info); reason != "" || info.ProvenRead {
+		return reason, what
+	}
+	if found, err := r.conn.hasForeignTables(r.ctx); err != nil || found {
+		return RefusedForeignTables, ""
+	}
+	return "", ""
+}
+
+// giveUp ends the matter with the server's first error.
+func (r *repeat) giveUp(o outcome, reason RefusalReason, words string) error {
+	connector := r.conn.connector
+	connector.stats.surfaced()
+	if !reason.tells() && o == outcomeRefused {
+		return r.original.err
+	}
+	connector.tellFinal(r.ctx, KindStatement, o, r.original, r.pace.attempts, reason, words)
+	r.endSpan(o, nil)
+	return hinted(r.original.err, explain(o, reason, words))
+}
+
+// ended judges how the statement ended this time.
+func (r *repeat) ended(err error) (again bool, _ error) {
+	switch {
+	case err == nil:
+		r.conn.connector.stats.hid(sqlState(r.original.err))
+		r.endSpan(outcomeCommitted, nil)
+		return false, nil
+	case r.conn.isConflict(err):
+		r.endSpan(outcomeRetried, err)
+		return true, err
+	case Classify(err, PhaseStatement) == ClassAborted:
+		// A transaction is open that the driver knows nothing of.
+		r.endSpan(outcomeRolledBack, err)
+		r.conn.connector.stats.surfaced()
+		return false, r.original.err
+	}
+	r.endSpan(outcomeRolledBack, err)
+	return false, err
+}
+
+func (r *repeat) startSpan() {
+	telemetry := r.conn.connector.telemetry
+	r.run = r.ctx
+	if !telemetry.tracing(r.ctx) {
+		return
+	}
+	r.run, r.span = telemetry.startAttempt(r.ctx, attemptStart{
+		number: r.pace.attempts, kind: KindStatement.String(), name: nameFrom(r.ctx),
+		previous: r.previous, started: r.pace.config.now(),
+	})
+	r.previous = r.span.SpanContext()
+}
+
+func (r *repeat) endSpan(o outcome, err error) {
+	v := verdict{}
+	if err != nil {
+		v = verdict{class: Classify(err, PhaseStatement), err: err}
+	}
+	endSpan(r.span, ending{outcome: o, class: v.class, err: v.err, statements: 1})
+	r.span = nil
+}

@@ -1,0 +1,160 @@
+package pgretry
+
+import (
+	"database/sql"
+	"strings"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
+)
+
+// A pin is a savepoint of the driver's own. All of them have one name: the newest
+// hides the others, and the newest is the only one that is gone back to.
+const (
+	pinName   = "pgretry_pin"
+	setPin    = "SAVEPOINT " + pinName
+	unsetPins = "RELEASE SAVEPOINT " + pinName
+
+	// Beyond 64 subtransactions PostgreSQL's cache of them overflows, which slows
+	// everybody down.
+	maxPins = 64
+)
+
+// savepoint is one that exists on the server.
+type savepoint struct {
+	name  string
+	pin   bool
+	after int // index of the first entry that going back to it undoes
+}
+
+// savepoints are those of the current attempt, the newest last: the application's
+// and ours in one stack, as on the server.
+type savepoints struct {
+	stack  []savepoint
+	pins   int  // that were set in this attempt
+	noPins bool // for the rest of this attempt
+}
+
+// reset forgets all, for a new attempt.
+func (s *savepoints) reset() { *s = savepoints{stack: s.stack[:0]} }
+
+// note follows the statement of entry i, which succeeded.
+func (s *savepoints) note(j *journal, i int) {
+	e := &j.entries[i]
+	if e.kind == callPrepare || e.kind == callClose {
+		return
+	}
+	switch e.info.Keyword {
+	case sqltext.Savepoint:
+		s.stack = append(s.stack, savepoint{name: e.info.Savepoint, after: i + 1})
+	case sqltext.Release:
+		if at := s.find(e.info.Savepoint); at >= 0 {
+			s.stack = s.stack[:at]
+		}
+	case sqltext.RollbackTo:
+		if at := s.find(e.info.Savepoint); at >= 0 {
+			s.stack = s.stack[:at+1]
+			for k := s.stack[at].after; k < i; k++ {
+				j.entries[k].undone = true
+			}
+		}
+	case sqltext.Declare:
+		// Going back does not rewind a cursor.
+		s.noPins = true
+		for i := range s.stack {
+			if s.stack[i].pin {
+				s.stack[i].after = -1
+			}
+		}
+	}
+}
+
+// find returns the index of the application's newest savepoint of that name, -1 if
+// there is none.
+func (s *savepoints) find(name string) int {
+	for i := len(s.stack) - 1; i >= 0; i-- {
+		if !s.stack[i].pin && s.stack[i].name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// newest returns the index of the application's newest savepoint, -1 if there is
+// none.
+func (s *savepoints) newest() int {
+	for i := len(s.stack) - 1; i >= 0; i-- {
+		if !s.stack[i].pin {
+			return i
+		}
+	}
+	return -1
+}
+
+// backTo returns the statement that goes back to a savepoint.
+func (s savepoint) backTo() string {
+	return `ROLLBACK TO SAVEPOINT "` + strings.ReplaceAll(s.name, `"`, `""`) + `"`
+}
+
+// showing is what kind of thing an entry has shown.
+type showing uint8
+
+const (
+	showsNothing showing = iota
+	showsOwn             // what the transaction wrote or locked: it stays true until undone
+	showsRead            // what others may change, by a statement that may be run again
+	showsOther           // anything else
+)
+
+func (e *entry) shows() showing {
+	if e.failed {
+		return showsOther
+	}
+	if e.kind == callPrepare || e.info.Copy == sqltext.CopyFromClient {
+		return showsNothing
+	}
+	seen := int64(e.shown.rows)
+	if e.kind == callExec {
+		seen = e.count
+	}
+	switch e.info.Keyword {
+	case sqltext.None, sqltext.Savepoint, sqltext.Release, sqltext.RollbackTo, sqltext.Set, sqltext.SetLocal,
+		sqltext.SetTransaction, sqltext.SetConstraints, sqltext.Reset, sqltext.Listen, sqltext.Unlisten, sqltext.Notify,
+		sqltext.Lock, sqltext.DDL, sqltext.Truncate, sqltext.Declare, sqltext.Close:
+		if e.info.Statements <= 1 && seen == 0 {
+			return showsNothing
+		}
+	}
+	switch {
+	case e.info.OwnRows && seen > 0 && !e.undone:
+		return showsOwn
+	case e.info.ProvenRead:
+		return showsRead
+	}
+	return showsOther
+}
+
+// deservesPin says whether the entry has shown what executing it again might not
+// show again, though it stays true if it is not undone.
+func (e *entry) deservesPin() bool {
+	return e.info.OwnRows && e.kind == callQuery && (e.info.Returning || e.info.LocksRows) &&
+		e.cursor == nil && e.shown.rows > 0 && e.shows() == showsOwn
+}
+
+// provable says whether all that was shown by the entries before one can be
+// vouched for without executing them from BEGIN: it is the transaction's own, or a
+// read that can be made again.
+func (j *journal) provable(before int) bool {
+	for i := range before {
+		e := &j.entries[i]
+		if e.cursor != nil || e.shows() == showsOther {
+			return false
+		}
+	}
+	return true
+}
+
+// mayBeReadCommitted says whether going back to a savepoint is any use. Under the
+// other levels the snapshot stays, and so does the conflict.
+func mayBeReadCommitted(level sql.IsolationLevel) bool {
+	return level == sql.LevelDefault || level == sql.LevelReadCommitted || level == sql.LevelReadUncommitted
+}
