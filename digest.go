@@ -87,11 +87,9 @@ func (d *digest) addValue(value driver.Value) bool {
 // addTime adds the instant and what is shown of its zone.
 func (d *digest) addTime(t time.Time) {
 	d.add(tagTime, uint64(t.Unix()))
-	d.add(tagTime, uint64(t.Nanosecond()))
 	name, offset := t.Zone()
-	d.add(tagZone, uint64(offset))
+	d.add(tagZone, uint64(offset)<<32|uint64(t.Nanosecond()))
 	d.addString(tagZone, name)
-	d.addString(tagZone, t.Location().String())
 }
 
 // addOther adds values of types that database/sql does not name but drivers return.
@@ -133,14 +131,16 @@ func (d *digest) addError(err error) {
 	d.addString(tagConstraint, server.constraint)
 }
 
-// addResult adds the number of rows that a statement affected.
-func (d *digest) addResult(result driver.Result) {
+// addResult adds the number of rows that a statement affected and returns it, 0 if
+// the driver does not tell.
+func (d *digest) addResult(result driver.Result) int64 {
 	n, err := result.RowsAffected()
 	if err != nil {
 		d.add(tagNoCount, 0)
-		return
+		return 0
 	}
 	d.add(tagAffected, uint64(n))
+	return n
 }
 
 // shown is what the application was shown of a statement's result so far.

@@ -76,6 +76,7 @@ func (j *journal) reserve(c call, info *sqltext.Info, limits *config) RefusalRea
 		c.args = j.args[first:len(j.args):len(j.args)]
 		for i := range c.args {
 			if !j.copyValue(&c.args[i].Value) {
+				clear(c.args)
 				j.args = j.args[:first]
 				return RefusedArgument
 			}
@@ -96,6 +97,7 @@ func (j *journal) drop() {
 	for i := range e.args {
 		j.size -= argBytes + valueSize(e.args[i].Value)
 	}
+	clear(e.args)
 	j.args = j.args[:len(j.args)-len(e.args)]
 	*e = entry{}
 	j.entries = j.entries[:len(j.entries)-1]
@@ -104,7 +106,7 @@ func (j *journal) drop() {
 // reset forgets everything.
 func (j *journal) reset() {
 	clear(j.entries)
-	clear(j.args[:cap(j.args)])
+	clear(j.args)
 	j.entries, j.args, j.arena, j.size = j.entries[:0], j.args[:0], j.arena[:0], 0
 	if cap(j.entries) > keptEntries {
 		j.entries = nil

@@ -22,8 +22,7 @@ func (t *tx) exec(ctx context.Context, s call) (driver.Result, error) {
 		if err == nil {
 			if journalled && t.covered {
 				e := t.journal().last()
-				e.shown.digest.addResult(result)
-				e.count, _ = result.RowsAffected() // an error is part of the digest
+				e.count = e.shown.digest.addResult(result)
 				t.savepoints.note(t.journal(), len(t.journal().entries)-1)
 			}
 			return result, nil
@@ -422,10 +421,11 @@ func (r closedRows) Columns() []string         { return r.names }
 func (r closedRows) Close() error              { return nil }
 func (r closedRows) Next([]driver.Value) error { return io.EOF }
 
-// failedRows stand for rows that are gone.
+// failedRows stand for rows whose transaction is over.
 type failedRows struct {
 	names []string
 	tx    *tx
+	err   error // the conflict that ended it
 }
 
 func (r failedRows) Columns() []string { return r.names }
@@ -435,5 +435,5 @@ func (r failedRows) Next([]driver.Value) error {
 	if r.tx.poison != nil {
 		return r.tx.poison
 	}
-	return io.EOF
+	return r.err
 }

@@ -118,7 +118,7 @@ func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) 
 // fetchAgain executes the statement again and fetches what the application has seen.
 // It says whether another conflict came in the way.
 func (r *repeat) fetchAgain(rows *rows, e *entry, at site) (again bool, err error) {
-	rows.letGo()
+	rows.letGo(r.original.err)
 	ctx := rows.newContext(r.run)
 	inner, err := e.query(r.conn, ctx)
 	if err != nil {

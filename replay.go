@@ -107,6 +107,9 @@ func (r *replay) attempt(v verdict) (setback, error) {
 	} else if limit == "" {
 		limit, cause = t.pace.ends(0, contexts)
 	}
+	if limit == "" && v.class == ClassNotStarted && !t.conn.connector.budget.take() {
+		limit = "the retry budget is used up"
+	}
 	if limit != "" {
 		if cause == nil && t.savepoints.newest() >= 0 && !r.begun {
 			return setback{}, r.handOut(outcomeExhausted, "", limit)
@@ -191,7 +194,7 @@ func (r *replay) goBack(from int) setback {
 		return r.beginAgain()
 	}
 	t := r.t
-	t.letGo()
+	t.letGo(r.original.err)
 	t.startAttempt()
 	ctx := r.newContext()
 	to := t.savepoints.stack[from]
@@ -219,7 +222,7 @@ func (r *replay) goBack(from int) setback {
 // waiting.
 func (r *replay) beginAgain() setback {
 	t := r.t
-	t.letGo()
+	t.letGo(r.original.err)
 	if inner := t.inner; inner != nil {
 		t.inner = nil
 		if err := inner.Rollback(); err != nil {
@@ -556,7 +559,7 @@ func (r *replay) handOut(o outcome, reason RefusalReason, words string) error {
 // server's error, all later ones a RetryError.
 func (r *replay) poison(o outcome, reason error, refusal RefusalReason, words string, cause error) error {
 	t := r.t
-	t.letGo()
+	t.letGo(r.original.err)
 	if inner := t.inner; inner != nil {
 		t.inner = nil
 		if inner.Rollback() != nil {
@@ -589,11 +592,11 @@ func (t *tx) suspendCursors() {
 
 // letGo closes the inner drivers' cursors and copies: what they would still have to
 // say is of no interest.
-func (t *tx) letGo() {
+func (t *tx) letGo(err error) {
 	for i := range t.journal().entries {
 		e := &t.journal().entries[i]
 		if e.cursor != nil {
-			e.cursor.letGo()
+			e.cursor.letGo(err)
 		}
 		if e.kind == callPrepare && e.stmt != nil && e.info.Copy == sqltext.CopyFromClient && !e.stmt.closed {
 			_ = e.stmt.Stmt.Close() // repeats the error that brought us here

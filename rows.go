@@ -128,9 +128,9 @@ func (r *rows) resume(inner, real driver.Rows, release func() error) {
 
 // letGo closes the inner driver's rows, whose transaction is over. What they have to
 // say is not asked for any more.
-func (r *rows) letGo() {
+func (r *rows) letGo(err error) {
 	_ = r.Rows.Close()
-	r.Rows = failedRows{r.names, &r.conn.tx}
+	r.Rows = failedRows{r.names, &r.conn.tx, err}
 	if r.release != nil && r.release() != nil {
 		r.conn.broken = true
 	}

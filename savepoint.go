@@ -102,7 +102,7 @@ const (
 	showsNothing showing = iota
 	showsOwn             // what the transaction wrote or locked: it stays true until undone
 	showsRead            // what others may change, by a statement that may be run again
-	showsOther           // anything else
+	showsOther           // anything else; a cursor too, because going back does not rewind it
 )
 
 func (e *entry) shows() showing {
@@ -119,7 +119,7 @@ func (e *entry) shows() showing {
 	switch e.info.Keyword {
 	case sqltext.None, sqltext.Savepoint, sqltext.Release, sqltext.RollbackTo, sqltext.Set, sqltext.SetLocal,
 		sqltext.SetTransaction, sqltext.SetConstraints, sqltext.Reset, sqltext.Listen, sqltext.Unlisten, sqltext.Notify,
-		sqltext.Lock, sqltext.DDL, sqltext.Truncate, sqltext.Declare, sqltext.Close:
+		sqltext.Lock, sqltext.DDL, sqltext.Truncate, sqltext.Close:
 		if e.info.Statements <= 1 && seen == 0 {
 			return showsNothing
 		}
