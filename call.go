@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql/driver"
 	"io"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
 )
 
 // exec makes the call.
@@ -21,6 +23,25 @@ func (s *call) query(c *conn, ctx context.Context) (driver.Rows, error) {
 	}
 	return c.session.QueryContext(ctx, s.text, s.args)
 }
+
+// prepared returns an entry's call. A statement that the application has closed in
+// the meantime is prepared once more, to be released afterwards.
+func (c *conn) prepared(ctx context.Context, e *entry) (s call, release func() error, err error) {
+	if e.stmt == nil || !e.stmt.closed || e.info.Copy == sqltext.CopyFromClient {
+		return e.call, noRelease, nil
+	}
+	inner, err := c.session.PrepareContext(ctx, e.text)
+	if err != nil {
+		return call{}, nil, err
+	}
+	c.tap.lastStmt = nil
+	s = e.call
+	s.stmt = &stmt{conn: c, text: e.text}
+	s.stmt.replace(inner)
+	return s, inner.Close, nil
+}
+
+func noRelease() error { return nil }
 
 // command executes a statement of the driver's own.
 func (c *conn) command(ctx context.Context, text string) error {

@@ -29,6 +29,8 @@ type conn struct {
 	rawBlock rawBlock
 	rawOpen  bool // a statement began a transaction and none has ended it
 	broken   bool // something that had to work did not: nobody may use it again
+
+	holdsCursor bool // there may be a cursor that outlives its transaction
 }
 
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {

@@ -133,6 +133,7 @@ type Connector struct {
 
 	defaultLevel atomic.Int32 // see tx.readsCommitted
 	pinsFail     atomic.Bool  // the server has no savepoints
+	noBlockers   atomic.Bool  // the server does not tell who blocks whom
 }
 
 // NewConnector returns a connector around inner, to be used with sql.OpenDB:

@@ -34,6 +34,7 @@ type entry struct {
 	shown  shown
 	cursor *rows // while it is open
 	failed bool  // with a server's error, after what was shown
+	closed bool  // it failed when it was closed
 	undone bool  // the application went back to a savepoint before it
 	count  int64 // rows affected, if it told
 }
@@ -96,6 +97,9 @@ func (j *journal) drop() {
 	j.size -= entryBytes + len(e.text)
 	for i := range e.args {
 		j.size -= argBytes + valueSize(e.args[i].Value)
+		if copied, ok := e.args[i].Value.([]byte); ok {
+			j.arena = j.arena[:len(j.arena)-len(copied)]
+		}
 	}
 	clear(e.args)
 	j.args = j.args[:len(j.args)-len(e.args)]
@@ -161,8 +165,8 @@ func (j *journal) copyValue(value *driver.Value) bool {
 	case nil, bool, int64, float64, string, time.Time:
 		return true
 	case []byte:
-		if v == nil {
-			return true
+		if len(v) == 0 {
+			return true // nil stays nil, and there is nothing to change in the other
 		}
 		first := len(j.arena)
 		j.arena = append(j.arena, v...)

@@ -43,6 +43,12 @@ func mayControlTx(text string) bool {
 	return semicolon >= 0 && semicolon < len(text)-1
 }
 
+// mayDeclare says quickly and cautiously whether a text could declare a cursor.
+func mayDeclare(text string) bool {
+	text = strings.TrimLeft(text, " \t\r\n\f\v")
+	return text != "" && (text[0]|0x20 == 'd' || text[0] == '-' || text[0] == '/' || text[0] == ';' || strings.IndexByte(text, ';') >= 0)
+}
+
 // rawBlock is a transaction that the application began by sending BEGIN as a
 // statement, seen under a closure's context.
 type rawBlock struct {
@@ -61,14 +67,17 @@ func (b *rawBlock) abandon() {
 // noteRaw follows transactions that are begun and ended by statements, so that
 // nothing inside one is taken for a statement that stands alone.
 func (c *conn) noteRaw(text string, err error) {
+	if mayDeclare(text) && analyze(text).WithHold {
+		c.holdsCursor = true
+	}
 	if !mayControlTx(text) || err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
 		return
 	}
 	switch info := analyze(text); {
+	case err == nil && (info.BeginsTx || info.EndsTx):
+		c.rawOpen = info.LeavesTxOpen
 	case info.BeginsTx:
-		c.rawOpen = true
-	case info.EndsTx && err == nil:
-		c.rawOpen = false
+		c.rawOpen = true // and aborted, perhaps
 	}
 }
 

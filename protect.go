@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"io"
 	"reflect"
+	"strings"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
 )
@@ -100,6 +101,7 @@ func (t *tx) closeStmt(s *stmt) error {
 				return err
 			}
 		}
+		s.shut = true
 		err := s.Stmt.Close()
 		if err == nil {
 			s.closed = true
@@ -122,15 +124,33 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 		return false, t.poison
 	}
 	if !t.covered {
-		return false, nil
-	}
-	info := analyze(s.text)
-	if err := t.unpinFor(ctx, info); err != nil {
+		if t.refusal != "" && len(t.savepoints.stack) > 0 {
+			// The stack is not kept up to date any longer: now or never.
+			err = t.unpin(ctx)
+			t.savepoints.reset()
+		}
 		return false, err
 	}
-	if reason, what := t.conn.connector.config.refuses(s.kind, info); reason != "" {
+	info := analyze(s.text)
+	if hindersPins(info) {
+		if err := t.unpin(ctx); err != nil {
+			return false, err
+		}
+	}
+	reason, what := t.conn.connector.config.refuses(s.kind, info)
+	if info.WithHold {
+		t.conn.holdsCursor = true
+	}
+	if reason == "" && t.conn.holdsCursor {
+		switch info.Keyword {
+		case sqltext.Fetch, sqltext.Move, sqltext.Close:
+			// No rollback takes such a cursor back to where it stood.
+			reason, what = RefusedSessionState, info.Keyword.String()
+		}
+	}
+	if reason != "" {
 		t.refuse(reason, what)
-		return false, nil
+		return false, t.unpin(ctx)
 	}
 	if err := t.pinBefore(ctx, s, len(t.journal().entries)); err != nil {
 		return false, err
@@ -194,7 +214,7 @@ func (t *tx) cursorFailed(r *rows, err error, at site) (again bool, _ error) {
 	if watched {
 		r.shown.failed(err)
 		e := &t.journal().entries[r.entry]
-		e.shown, e.failed = r.shown, true
+		e.shown, e.failed, e.closed = r.shown, true, at == atClose
 	}
 	t.unanswered(v)
 	return false, t.met(v)
@@ -235,12 +255,18 @@ func (t *tx) met(v verdict) error {
 	if !t.replayable(v) {
 		return v.err
 	}
-	t.conn.connector.stats.surfaced()
+	t.surface()
 	if !t.refusal.tells() {
 		return v.err
 	}
 	t.tellFinal(outcomeRefused, v, t.refusal, t.refusedFor)
 	return hinted(v.err, explain(outcomeRefused, t.refusal, t.refusedFor))
+}
+
+// surface counts a conflict that the application sees.
+func (t *tx) surface() {
+	t.surfaced = true
+	t.conn.connector.stats.surfaced()
 }
 
 // refuse gives up the journal: from now on the transaction is as it would be without
@@ -258,6 +284,13 @@ func (t *tx) refuse(reason RefusalReason, what string) {
 // refuseForeignTables looks for foreign tables, whose servers have their part of the
 // transaction committed even if COMMIT failed here.
 func (t *tx) refuseForeignTables() {
+	for i := range t.journal().entries {
+		// A foreign table that the transaction made is gone by now.
+		if e := &t.journal().entries[i]; e.info.Keyword == sqltext.DDL && strings.Contains(strings.ToLower(e.text), "foreign") {
+			t.refuse(RefusedForeignTables, "")
+			return
+		}
+	}
 	if found, err := t.conn.hasForeignTables(t.began); err != nil || found {
 		t.refuse(RefusedForeignTables, "")
 	}
@@ -317,25 +350,23 @@ var hazardReasons = map[sqltext.Hazard]RefusalReason{
 	sqltext.HazardOutside:             RefusedOutsideEffect,
 }
 
-// pinBefore sets a pin before entry i if the one before it deserves one.
+// pinBefore sets a pin before entry i, if something before it needs one.
 func (t *tx) pinBefore(ctx context.Context, s *call, i int) error {
-	if i == 0 || t.savepoints.noPins || t.state != txActive || !t.journal().entries[i-1].info.OwnRows {
+	config, points := t.conn.connector.config, &t.savepoints
+	if points.noPins || config.pins == PinsNever || t.state != txActive || s.kind == callPrepare || s.kind == callClose ||
+		!points.needsPin(t.journal(), i) {
 		return nil
 	}
-	config, j, points := t.conn.connector.config, t.journal(), &t.savepoints
-	if config.pins == PinsNever || t.conn.connector.pinsFail.Load() || points.pins >= maxPins ||
-		!t.readCommitted() || !j.entries[i-1].deservesPin() || !j.provable(i) {
+	if points.pins >= maxPins || t.conn.connector.pinsFail.Load() || !t.readCommitted() {
 		return nil
-	}
-	if s.kind == callPrepare || s.kind == callClose {
-		return nil // before what is executed
 	}
 	switch analyze(s.text).Keyword {
 	case sqltext.SetTransaction, sqltext.Copy:
 		return nil // some forms of these do not work inside a savepoint
-	}
-	if top := len(points.stack) - 1; top >= 0 && points.stack[top].pin && points.stack[top].after == i {
-		return nil
+	case sqltext.Savepoint:
+		return nil // the application's own will do
+	case sqltext.Release, sqltext.RollbackTo:
+		return nil // it would be gone at once
 	}
 	if err := t.conn.command(t.statementContext(ctx), setPin); err != nil {
 		t.failed(err)
@@ -348,6 +379,7 @@ func (t *tx) pinBefore(ctx context.Context, s *call, i int) error {
 		return &pinError{err}
 	}
 	points.pins++
+	points.due = false
 	points.stack = append(points.stack, savepoint{name: pinName, pin: true, after: i})
 	return nil
 }
@@ -359,25 +391,23 @@ type pinError struct{ err error }
 func (e *pinError) Error() string { return e.err.Error() }
 func (e *pinError) Unwrap() error { return e.err }
 
-// unpinFor takes pins away before a statement that does not work inside a savepoint.
-func (t *tx) unpinFor(ctx context.Context, info *sqltext.Info) error {
+// hindersPins says whether a statement may not work inside a savepoint.
+func hindersPins(info *sqltext.Info) bool {
+	return info.Keyword == sqltext.SetTransaction || info.CopyFreeze || info.Hazard == sqltext.HazardOutside
+}
+
+// unpin takes the newest pins away, down to the application's newest savepoint. What
+// does not work inside that would not work without us either.
+func (t *tx) unpin(ctx context.Context) error {
 	points := &t.savepoints
-	if len(points.stack) == 0 || info.Keyword != sqltext.SetTransaction && !info.CopyFreeze && info.Hazard != sqltext.HazardOutside {
-		return nil
-	}
-	if points.newest() >= 0 {
-		return nil // it would not work without us either
-	}
-	// The oldest pin takes the newer ones with it, but by name only the newest can
-	// be reached.
-	for len(points.stack) > 0 && t.state == txActive {
-		if err := t.conn.command(t.statementContext(ctx), unsetPins); err != nil {
+	points.noPins = true
+	for top := len(points.stack) - 1; top >= 0 && points.stack[top].pin && t.state == txActive; top-- {
+		if err := t.conn.command(t.statementContext(ctx), unsetPin); err != nil {
 			t.failed(err)
 			return err
 		}
-		points.stack = points.stack[:len(points.stack)-1]
+		points.stack = points.stack[:top]
 	}
-	points.noPins = true
 	return nil
 }
 

@@ -101,7 +101,12 @@ func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) 
 		return false, err
 	}
 	e := c.lone.last()
-	r := c.newRepeat(rows.ctx, e.text, err)
+	if rows.repeat == nil {
+		rows.repeat = c.newRepeat(rows.ctx, e.text, err)
+	}
+	r := rows.repeat
+	r.original = verdict{class: Classify(err, PhaseStatement), err: err}
+	rows.letGo(err) // one cursor at a time, and none while waiting
 	for {
 		if err := r.pause(err); err != nil {
 			rows.ended = true
@@ -118,11 +123,14 @@ func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) 
 // fetchAgain executes the statement again and fetches what the application has seen.
 // It says whether another conflict came in the way.
 func (r *repeat) fetchAgain(rows *rows, e *entry, at site) (again bool, err error) {
-	rows.letGo(r.original.err)
 	ctx := rows.newContext(r.run)
-	inner, err := e.query(r.conn, ctx)
+	s, release, err := r.conn.prepared(ctx, e)
 	if err != nil {
 		return r.ended(err)
+	}
+	inner, err := s.query(r.conn, ctx)
+	if err != nil {
+		return r.ended(either(err, release()))
 	}
 	real := r.conn.tap.takeRows(inner)
 	got, what, err := showAgain(inner, real, &rows.shown, false)
@@ -130,10 +138,10 @@ func (r *repeat) fetchAgain(rows *rows, e *entry, at site) (again bool, err erro
 		what = "it showed something else"
 	}
 	if err == nil && what == "" && at != atClose {
-		rows.resume(inner, real, nil)
+		rows.resume(inner, real, release)
 		return r.ended(nil)
 	}
-	err = either(err, inner.Close())
+	err = either(err, either(inner.Close(), release()))
 	if what != "" {
 		d := Divergence{Fingerprint: sqltext.Fingerprint(e.text), What: what}
 		r.conn.connector.stats.diverged(d)
@@ -168,8 +176,8 @@ func (r *repeat) pause(err error) error {
 	if reason, what := r.refuses(); reason != "" {
 		return r.giveUp(outcomeRefused, reason, what)
 	}
-	if contextError(r.ctx) != nil {
-		return r.original.err
+	if cause := contextError(r.ctx); cause != nil {
+		return r.cut("the context is done", cause)
 	}
 	wait, limit, _ := r.pace.next(v, r.ctx)
 	if limit != "" {
@@ -179,11 +187,7 @@ func (r *repeat) pause(err error) error {
 	connector.stats.replayed(false)
 	connector.tellRetried(r.ctx, KindStatement, v, r.pace.attempts, wait)
 	if waitErr := connector.config.wait(r.ctx, wait); waitErr != nil {
-		failure := r.giveUp(outcomeExhausted, "", "the context ended the wait")
-		return &RetryError{
-			Reason: ErrExhausted, Attempts: r.pace.attempts, Elapsed: r.pace.config.now().Sub(r.pace.started),
-			Class: r.original.class, Err: failure, Limit: "the context ended the wait", cause: waitErr,
-		}
+		return r.cut("the context ended the wait", waitErr)
 	}
 	r.pace.attempts++
 	r.startSpan()
@@ -223,6 +227,14 @@ func (r *repeat) giveUp(o outcome, reason RefusalReason, words string) error {
 	connector.tellFinal(r.ctx, KindStatement, o, r.original, r.pace.attempts, reason, words)
 	r.endSpan(o, nil)
 	return hinted(r.original.err, explain(o, reason, words))
+}
+
+// cut ends the matter because the context has ended. The error matches that too.
+func (r *repeat) cut(words string, cause error) error {
+	return &RetryError{
+		Reason: ErrExhausted, Attempts: r.pace.attempts, Elapsed: r.pace.config.now().Sub(r.pace.started),
+		Class: r.original.class, Err: r.giveUp(outcomeExhausted, "", words), Limit: words, cause: cause,
+	}
 }
 
 // ended judges how the statement ended this time.

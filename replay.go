@@ -7,15 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
 )
 
 // savepointTries is how often what lies inside a savepoint of the application is
-// tried again. There is no wait, because the locks from before the savepoint are
-// held, and no replay from BEGIN to fall back to.
+// tried again if nothing else is possible. There is no wait, because the locks from
+// before the savepoint are held.
 const savepointTries = 3
+
+// pinTries is how often the same place is tried from a pin whose transaction is
+// known to hold nothing older that the others wait for. Otherwise it is once.
+const pinTries = 5
 
 // site is where a conflict surfaced.
 type site uint8
@@ -43,6 +49,14 @@ const (
 	diverged                // something else was shown
 	broken                  // the connection, or something that should have worked
 	interrupted             // a context ended
+	outlasted               // the other side of a deadlock took too long
+)
+
+// How long to wait before looking again whether the other side of a deadlock has
+// ended, at first and at most.
+const (
+	rivalPause    = time.Millisecond
+	rivalMaxPause = 50 * time.Millisecond
 )
 
 // replay is the way back from one conflict.
@@ -53,11 +67,20 @@ type replay struct {
 	site     site
 	cursor   *rows // at which it met it, if it did
 
-	ctx      context.Context // for what is executed again
-	wait     time.Duration   // before the next BEGIN
-	pinTried bool
-	tries    int // from a savepoint of the application
-	begun    bool
+	ctx   context.Context // for what is executed again
+	wait  time.Duration   // before the next BEGIN
+	begun bool            // by now it is from BEGIN
+	inner int             // first entry inside the application's newest savepoint, -1 if there is none
+}
+
+// place is where in a transaction a conflict surfaced, and what has been tried there.
+// A partial replay that succeeds and leads to the same conflict again must not be
+// tried for ever.
+type place struct {
+	entries, rows int
+	pinTries      int
+	pinUseless    bool
+	tries         int // from a savepoint of the application
 }
 
 // survive takes the transaction back to where it was before the conflict: it rolls
@@ -66,28 +89,80 @@ type replay struct {
 // Otherwise it returns the error for that call, the transaction being rolled back
 // and poisoned, or as the server left it if it is inside a savepoint.
 func (t *tx) survive(call context.Context, v verdict, at site, cursor *rows) error {
-	if contextError(call) != nil || contextError(t.began) != nil {
-		return v.err // nothing is retried
+	r := &replay{t: t, call: call, original: v, site: at, cursor: cursor, inner: -1}
+	if cause := r.cause(); cause != nil {
+		return r.leave(cause)
 	}
-	r := &replay{t: t, call: call, original: v, site: at, cursor: cursor}
+	finished := false
+	defer func() {
+		if !finished {
+			r.panicking()
+		}
+	}()
 	if at == atCommit {
 		t.inner = nil
 		r.begun = true // nothing else is possible
+	} else if i := t.savepoints.newest(); i >= 0 {
+		r.inner = t.savepoints.stack[i].after
+	}
+	here := place{entries: len(t.journal().entries)}
+	if cursor != nil {
+		here.rows = cursor.shown.rows
+	}
+	if here.entries != t.place.entries || here.rows != t.place.rows {
+		t.place = here
 	}
 	t.suspendCursors()
 	defer t.forgetCall()
 	defer t.conn.tap.silenceNotices(t.copying())()
 	for {
 		failed, err := r.attempt(v)
+		finished = err != nil || failed.kind == noSetback
 		switch {
 		case err != nil:
 			return err
-		case failed.kind == noSetback:
-			t.conn.connector.stats.hid(sqlState(r.original.err))
+		case finished:
+			if t.hidden == "" {
+				t.hidden = sqlState(r.original.err)
+			}
 			return nil
 		}
 		v = failed.verdict
 	}
+}
+
+// cause returns what ended the call's context or BEGIN's, nil if they go on.
+func (r *replay) cause() error {
+	if cause := contextError(r.call); cause != nil {
+		return cause
+	}
+	return contextError(r.t.began)
+}
+
+// leave gives the conflict to the application because a context has ended: nothing is
+// retried then.
+func (r *replay) leave(cause error) error {
+	t := r.t
+	const words = "the context is done"
+	t.surface()
+	t.tellFinal(outcomeExhausted, r.original, "", words)
+	if r.site == atCommit {
+		t.finish(outcomeExhausted, r.original, "")
+	} else {
+		t.refuse(RefusedInterrupted, "")
+	}
+	return t.giveUp(r.original, ErrExhausted, "", words, cause)
+}
+
+// panicking leaves a transaction that nobody can use, on a connection that nobody
+// will: the inner driver or the hook panics.
+func (r *replay) panicking() {
+	t := r.t
+	t.conn.broken = true
+	t.inner = nil
+	t.poison = t.giveUp(r.original, ErrExhausted, "", "a panic came in the way", nil)
+	t.finish(outcomeExhausted, r.original, "")
+	t.state = txPoisoned
 }
 
 // attempt makes one attempt at the replay. A conflict in it is returned for the
@@ -111,35 +186,30 @@ func (r *replay) attempt(v verdict) (setback, error) {
 		limit = "the retry budget is used up"
 	}
 	if limit != "" {
-		if cause == nil && t.savepoints.newest() >= 0 && !r.begun {
+		if cause == nil && r.mayHandOut() {
 			return setback{}, r.handOut(outcomeExhausted, "", limit)
 		}
 		return setback{}, r.poison(outcomeExhausted, ErrExhausted, "", limit, cause)
 	}
-	t.retried(v, r.wait, from != fromBegin)
-	t.pace.attempts++
-
-	failed := r.goBack(from)
+	failed := r.goBack(from, v)
 	if failed.kind == noSetback {
 		failed = r.execute(r.first(from))
 	}
 	switch failed.kind {
 	case diverged:
-		switch {
-		case from != fromBegin && t.savepoints.newest() >= 0:
+		if pin := from != fromBegin && t.savepoints.stack[from].pin; pin {
+			return setback{kind: conflicted, verdict: r.original}, nil // from somewhere else next
+		}
+		if r.mayHandOut() && (from != fromBegin || failed.statement >= r.inner) {
 			return setback{}, r.handOut(outcomeDiverged, "", r.differs(failed))
-		case from != fromBegin:
-			return setback{kind: conflicted, verdict: r.original}, nil // from BEGIN next
 		}
 		return setback{}, r.poison(outcomeDiverged, ErrDiverged, "", r.differs(failed), nil)
 	case broken:
 		return setback{}, r.poison(outcomeRefused, ErrRefused, RefusedConnectionLost, failed.what, nil)
+	case outlasted:
+		return setback{}, r.poison(outcomeExhausted, ErrExhausted, "", failed.what, nil)
 	case interrupted:
-		cause := contextError(r.call)
-		if cause == nil {
-			cause = contextError(t.began)
-		}
-		return setback{}, r.poison(outcomeExhausted, ErrExhausted, "", "the context ended", cause)
+		return setback{}, r.poison(outcomeExhausted, ErrExhausted, "", "the context ended", r.cause())
 	}
 	return failed, nil
 }
@@ -150,34 +220,51 @@ const (
 	nowhere   = -2
 )
 
-// restart chooses where the next attempt begins. What lies inside a savepoint of
-// the application is never replayed from BEGIN: the application may go back to its
-// savepoint by itself, and must be able to.
+// restart chooses where the next attempt begins: at the newest pin; at the
+// application's newest savepoint; at BEGIN.
+//
+// What lies inside a savepoint of the application is replayed from BEGIN only if
+// nothing but row counts was shown before the savepoint. Then it is next to certain
+// that at least everything up to the savepoint will come out the same, so that the
+// application can still go back to it.
 func (r *replay) restart() int {
 	t := r.t
 	if r.begun {
 		return fromBegin
 	}
-	s := &t.savepoints
+	counted := r.inner < 0 || t.journal().showsCountsOnly(r.inner)
 	if t.readCommitted() {
-		if top := len(s.stack) - 1; top >= 0 && s.stack[top].pin && !r.pinTried && r.possible(s.stack[top]) {
-			r.pinTried = true
+		s := &t.savepoints
+		if top := len(s.stack) - 1; top >= 0 && s.stack[top].pin && !t.place.pinUseless &&
+			t.place.pinTries < pinTries && r.possible(s.stack[top]) {
+			t.place.pinTries++
 			return top
 		}
-		if i := s.newest(); i >= 0 && r.tries < savepointTries && r.possible(s.stack[i]) {
-			r.tries++
+		tries := savepointTries
+		if counted {
+			tries = 1
+		}
+		if i := s.newest(); i >= 0 && t.place.tries < tries && r.possible(s.stack[i]) {
+			t.place.tries++
 			return i
 		}
 	}
-	if s.newest() >= 0 {
+	if !counted {
 		return nowhere
 	}
 	r.begun = true
 	return fromBegin
 }
 
+// mayHandOut says whether there is a transaction on the server that stands inside
+// the same savepoint of the application as when the conflict came.
+func (r *replay) mayHandOut() bool {
+	i := r.t.savepoints.newest()
+	return r.inner >= 0 && r.t.inner != nil && i >= 0 && r.t.savepoints.stack[i].after >= r.inner
+}
+
 func (r *replay) possible(s savepoint) bool {
-	return s.after >= 0 && r.t.journal().provable(s.after)
+	return s.after >= 0 && r.t.journal().lastsWithoutProof(s.after)
 }
 
 // first returns the first entry to execute again.
@@ -189,38 +276,82 @@ func (r *replay) first(from int) int {
 }
 
 // goBack undoes what was done since the place from which the next attempt begins.
-func (r *replay) goBack(from int) setback {
+func (r *replay) goBack(from int, v verdict) setback {
 	if from == fromBegin {
-		return r.beginAgain()
+		return r.beginAgain(v)
 	}
 	t := r.t
 	t.letGo(r.original.err)
-	t.startAttempt()
 	ctx := r.newContext()
 	to := t.savepoints.stack[from]
 	if err := t.conn.command(ctx, to.backTo()); err != nil {
 		return r.unexpected(err)
 	}
 	t.state, t.first = txActive, verdict{}
-	t.savepoints.stack = t.savepoints.stack[:from+1]
-	if !t.readsCommitted(ctx) {
-		return setback{kind: diverged, what: "the transaction is not under READ COMMITTED"}
-	}
-	// What was read before is run again now: it must still be so.
-	for i := range to.after {
-		if t.journal().entries[i].shows() != showsRead {
-			continue
-		}
-		if failed := r.executeAgain(i); failed.kind != noSetback {
+	t.savepoints.cut(from)
+	t.retried(v, 0, true)
+	t.startAttempt()
+	if useless, failed := r.holdsOlderLock(ctx, v, to); useless || failed.kind != noSetback {
+		t.place.pinUseless = t.place.pinUseless || to.pin
+		if failed.kind != noSetback {
 			return failed
 		}
+		if !to.pin {
+			t.place.tries = savepointTries
+		}
+		return setback{kind: conflicted, verdict: v}
+	}
+	if !t.readsCommitted(ctx) {
+		return setback{kind: diverged, what: "the transaction is not under READ COMMITTED"}
 	}
 	return setback{}
 }
 
+// holdsOlderLock says whether going back to a savepoint was in vain, because the
+// other side of the deadlock still waits for the transaction: for a lock from before
+// the savepoint. Where that cannot be found out, a pin is tried only once.
+func (r *replay) holdsOlderLock(ctx context.Context, v verdict, to savepoint) (yes bool, failed setback) {
+	t := r.t
+	waiter, self := blockedByVictim(v.err)
+	if waiter == 0 || t.conn.connector.noBlockers.Load() {
+		t.place.pinUseless = true // after this time
+		return false, setback{}
+	}
+	answer, err := t.conn.ask(ctx, fmt.Sprintf("SELECT 'yes' WHERE %d = ANY (pg_catalog.pg_blocking_pids(%d))", self, waiter))
+	if err == nil {
+		return answer != "", setback{}
+	}
+	if failed := r.unexpected(err); failed.kind != diverged {
+		return false, failed
+	}
+	// An engine without that function, which has aborted the transaction for it.
+	t.conn.connector.noBlockers.Store(true)
+	t.place.pinUseless = true
+	if err := t.conn.command(ctx, to.backTo()); err != nil {
+		return false, r.unexpected(err)
+	}
+	return false, setback{}
+}
+
+// blockedByVictim returns the process ids of the session that waited for the victim of
+// a deadlock, and of the victim; 0 if the server did not tell.
+func blockedByVictim(err error) (waiter, victim int) {
+	deadlock, ok := ParseDeadlock(err)
+	if !ok || len(deadlock.Edges) == 0 {
+		return 0, 0
+	}
+	victim = deadlock.Edges[0].PID
+	for _, edge := range deadlock.Edges {
+		if edge.BlockedBy == victim {
+			return edge.PID, victim
+		}
+	}
+	return 0, 0
+}
+
 // beginAgain rolls back, waits and begins, in this order: nothing is held while
 // waiting.
-func (r *replay) beginAgain() setback {
+func (r *replay) beginAgain(v verdict) setback {
 	t := r.t
 	t.letGo(r.original.err)
 	if inner := t.inner; inner != nil {
@@ -231,9 +362,14 @@ func (r *replay) beginAgain() setback {
 		}
 	}
 	t.savepoints.reset()
+	t.retried(v, r.wait, false)
 	waiting := r.newContext()
+	rivals := r.rivals(waiting, v)
 	if t.conn.connector.config.wait(waiting, r.wait) != nil || waiting.Err() != nil {
 		return setback{kind: interrupted}
+	}
+	if failed := r.outlast(waiting, rivals); failed.kind != noSetback {
+		return failed
 	}
 	t.startAttempt()
 	ctx := r.newContext()
@@ -241,7 +377,7 @@ func (r *replay) beginAgain() setback {
 	if err != nil {
 		class := Classify(err, PhaseBegin)
 		switch {
-		case contextError(r.call) != nil || contextError(t.began) != nil:
+		case r.cause() != nil:
 			return setback{kind: interrupted}
 		case class == ClassRetryable, class == ClassNotStarted:
 			return setback{kind: conflicted, verdict: verdict{class: class, err: err}}
@@ -251,6 +387,53 @@ func (r *replay) beginAgain() setback {
 	}
 	t.inner, t.state, t.first = inner, txActive, verdict{}
 	return setback{}
+}
+
+// rivals returns the transactions that were part of the deadlock, as far as they are
+// still under way, if what the application has read may depend on them: a read that
+// is repeated before they commit shows what it showed, and what is then written on
+// its strength overwrites what they have done. That the deadlock had prevented. Under
+// REPEATABLE READ and SERIALIZABLE the server sees to it.
+func (r *replay) rivals(ctx context.Context, v verdict) (transactions string) {
+	t := r.t
+	deadlock, ok := ParseDeadlock(v.err)
+	if !ok || len(deadlock.Edges) == 0 || !t.readCommitted() || !t.journal().showsReads() || t.conn.connector.noBlockers.Load() {
+		return ""
+	}
+	var pids []string
+	for _, edge := range deadlock.Edges[1:] {
+		pids = append(pids, strconv.Itoa(edge.PID))
+	}
+	// A transaction holds a lock on its own virtual id as long as it lives.
+	transactions, err := t.conn.ask(ctx, `SELECT string_agg(DISTINCT quote_literal(virtualtransaction), ',') FROM pg_catalog.pg_locks
+		WHERE pid IN (`+strings.Join(pids, ",")+`)`)
+	if err != nil {
+		return "" // an engine that does not tell; if it is the connection, BEGIN will meet that
+	}
+	return transactions
+}
+
+// outlast waits until the rivals have ended. Nothing is held meanwhile.
+func (r *replay) outlast(ctx context.Context, rivals string) setback {
+	t := r.t
+	if rivals == "" {
+		return setback{}
+	}
+	for pause := rivalPause; ; pause = min(2*pause, rivalMaxPause) {
+		left, err := t.conn.ask(ctx, "SELECT 'yes' FROM pg_catalog.pg_locks WHERE virtualtransaction IN ("+rivals+") LIMIT 1")
+		switch {
+		case err != nil:
+			return r.unexpected(err)
+		case left == "":
+			return setback{}
+		}
+		if limit, _ := t.pace.ends(pause, []context.Context{r.call, t.began}); limit != "" {
+			return setback{kind: outlasted, what: "the other side of the deadlock goes on for longer than " + limit}
+		}
+		if t.conn.connector.config.wait(ctx, pause) != nil {
+			return setback{kind: interrupted}
+		}
+	}
 }
 
 // newContext returns the context for what the driver does by itself: BEGIN's, that
@@ -264,7 +447,7 @@ func (r *replay) newContext() context.Context {
 	}
 	ctx, cancel := context.WithCancelCause(begun)
 	t.cancels = append(t.cancels, cancel)
-	if r.call.Done() != nil && r.call != t.began {
+	if r.call.Done() != nil {
 		stop := context.AfterFunc(r.call, func() { cancel(context.Cause(r.call)) })
 		t.stops = append(t.stops, stop)
 	}
@@ -296,7 +479,7 @@ func (r *replay) unexpected(err error) setback {
 	t := r.t
 	v := judgeStatement(err)
 	switch {
-	case contextError(r.call) != nil || contextError(t.began) != nil:
+	case r.cause() != nil:
 		return setback{kind: interrupted}
 	case t.replayable(v):
 		return setback{kind: conflicted, verdict: v}
@@ -325,6 +508,7 @@ func (r *replay) executeAgain(i int) setback {
 	case callPrepare:
 		failed = r.prepareAgain(e)
 	case callClose:
+		e.stmt.shut = true
 		failed = r.compare(e, shown{}, e.stmt.Stmt.Close())
 	}
 	failed.statement = i
@@ -354,8 +538,9 @@ func (r *replay) compare(e *entry, got shown, err error) setback {
 }
 
 func (r *replay) execAgain(e *entry) setback {
-	c, release, err := r.prepared(e)
+	c, release, err := r.t.conn.prepared(r.ctx, e)
 	if err != nil {
+		r.t.failed(err)
 		return r.unexpected(err)
 	}
 	result, err := c.exec(r.t.conn, r.ctx)
@@ -370,8 +555,9 @@ func (r *replay) execAgain(e *entry) setback {
 
 func (r *replay) queryAgain(e *entry) setback {
 	t := r.t
-	c, release, err := r.prepared(e)
+	c, release, err := t.conn.prepared(r.ctx, e)
 	if err != nil {
+		t.failed(err)
 		return r.unexpected(err)
 	}
 	ctx := r.ctx
@@ -384,7 +570,7 @@ func (r *replay) queryAgain(e *entry) setback {
 		return r.compare(e, shown{}, either(err, release()))
 	}
 	real := t.conn.tap.takeRows(inner)
-	got, what, err := showAgain(inner, real, &e.shown, e.failed)
+	got, what, err := showAgain(inner, real, &e.shown, e.failed && !e.closed)
 	var failed setback
 	switch {
 	case what != "":
@@ -392,7 +578,7 @@ func (r *replay) queryAgain(e *entry) setback {
 	case err != nil:
 		t.failed(err)
 		failed = r.compare(e, got, err)
-	default:
+	case !e.closed:
 		failed = r.compare(e, got, nil)
 	}
 	keep := failed.kind == noSetback && !e.failed && e.cursor != nil &&
@@ -405,6 +591,11 @@ func (r *replay) queryAgain(e *entry) setback {
 	switch {
 	case failed.kind != noSetback:
 		return failed
+	case e.closed: // by a failure that is due now
+		if err != nil {
+			t.failed(err)
+		}
+		return r.compare(e, got, err)
 	case e.failed: // it has failed as it did before
 		return setback{}
 	case err != nil:
@@ -489,26 +680,6 @@ func (r *replay) prepareAgain(e *entry) setback {
 	return r.compare(e, got, nil)
 }
 
-// prepared returns the entry's call. A statement that the application has closed in
-// the meantime is prepared once more, to be released afterwards.
-func (r *replay) prepared(e *entry) (c call, release func() error, err error) {
-	if e.stmt == nil || !e.stmt.closed || e.info.Copy == sqltext.CopyFromClient {
-		return e.call, noRelease, nil
-	}
-	inner, err := r.t.conn.session.PrepareContext(r.ctx, e.text)
-	if err != nil {
-		r.t.failed(err)
-		return call{}, nil, err
-	}
-	r.t.conn.tap.lastStmt = nil
-	c = e.call
-	c.stmt = &stmt{conn: r.t.conn, text: e.text}
-	c.stmt.replace(inner)
-	return c, inner.Close, nil
-}
-
-func noRelease() error { return nil }
-
 // either returns the errors that are not nil: one of them as it is, because its own
 // value matters.
 func either(first, second error) error {
@@ -551,7 +722,7 @@ func (r *replay) handOut(o outcome, reason RefusalReason, words string) error {
 	t.state, t.first = txAborted, r.original
 	t.refuse(RefusedSavepoint, "")
 	t.tellFinal(o, r.original, reason, words)
-	t.conn.connector.stats.surfaced()
+	t.surface()
 	return hinted(r.original.err, explain(o, reason, words))
 }
 
@@ -567,18 +738,23 @@ func (r *replay) poison(o outcome, reason error, refusal RefusalReason, words st
 			t.conn.broken = true
 		}
 	}
-	t.poison = &RetryError{
-		Reason: reason, Refusal: refusal, Attempts: t.pace.attempts, Elapsed: t.pace.config.now().Sub(t.pace.started),
-		Class: r.original.class, Err: r.original.err, Limit: words, cause: cause,
-	}
-	t.conn.connector.stats.surfaced()
+	t.poison = t.giveUp(r.original, reason, refusal, words, cause)
+	t.surface()
 	t.tellFinal(o, r.original, refusal, words)
 	t.finish(o, r.original, refusal)
 	t.state = txPoisoned
-	if contextError(r.call) != nil || contextError(t.began) != nil {
+	if r.cause() != nil {
 		return t.poison // matches the context's error and the server's
 	}
 	return hinted(r.original.err, explain(o, refusal, words))
+}
+
+// giveUp makes the error of a transaction that is not replayed.
+func (t *tx) giveUp(v verdict, reason error, refusal RefusalReason, words string, cause error) *RetryError {
+	return &RetryError{
+		Reason: reason, Refusal: refusal, Attempts: t.pace.attempts, Elapsed: t.pace.config.now().Sub(t.pace.started),
+		Class: v.class, Err: v.err, Limit: words, cause: cause,
+	}
 }
 
 // suspendCursors takes down how far each open cursor was read.
@@ -598,7 +774,8 @@ func (t *tx) letGo(err error) {
 		if e.cursor != nil {
 			e.cursor.letGo(err)
 		}
-		if e.kind == callPrepare && e.stmt != nil && e.info.Copy == sqltext.CopyFromClient && !e.stmt.closed {
+		if e.kind == callPrepare && e.stmt != nil && e.info.Copy == sqltext.CopyFromClient && !e.stmt.shut {
+			e.stmt.shut = true
 			_ = e.stmt.Stmt.Close() // repeats the error that brought us here
 		}
 	}

@@ -13,6 +13,7 @@ func (t *tx) retried(v verdict, wait time.Duration, partial bool) {
 	t.plain.retried(ending{outcome: outcomeRetried, class: v.class, err: v.err, statements: t.statements, wait: wait})
 	t.statements = 0
 	connector.tellRetried(t.began, KindReplay, v, t.pace.attempts, wait)
+	t.pace.attempts++
 }
 
 // startAttempt opens the span of the attempt that begins now.

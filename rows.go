@@ -28,6 +28,7 @@ type rows struct {
 	tx    uint64        // the number of the transaction they belong to, 0 for none
 	lone  loneStatement // what to take back if the statement fails after all
 	ended bool
+	shut  bool // Rows is closed
 
 	// Of rows that the driver may fetch again.
 	watched bool
@@ -36,6 +37,7 @@ type rows struct {
 	ctx     context.Context // of the query
 	names   []string
 	shown   shown
+	repeat  *repeat      // of a statement outside a transaction, once there was a conflict
 	release func() error // after rows that were fetched again
 	stop    func() bool
 }
@@ -89,6 +91,7 @@ func (r *rows) unwatch() {
 
 func (r *rows) Close() error {
 	for {
+		r.shut = true
 		err := r.Rows.Close()
 		if err != nil {
 			again, err := r.failed(err, atClose)
@@ -123,14 +126,16 @@ func (r *rows) closed() {
 // resume goes on with other rows, of the same statement, that stand where these
 // stood.
 func (r *rows) resume(inner, real driver.Rows, release func() error) {
-	r.Rows, r.real, r.release = inner, real, release
+	r.Rows, r.real, r.release, r.shut = inner, real, release, false
 }
 
 // letGo closes the inner driver's rows, whose transaction is over. What they have to
 // say is not asked for any more.
 func (r *rows) letGo(err error) {
-	_ = r.Rows.Close()
-	r.Rows = failedRows{r.names, &r.conn.tx, err}
+	if !r.shut {
+		_ = r.Rows.Close()
+	}
+	r.Rows, r.shut = failedRows{r.names, &r.conn.tx, err}, false
 	if r.release != nil && r.release() != nil {
 		r.conn.broken = true
 	}
@@ -190,7 +195,7 @@ func (r *rows) NextResultSet() error {
 // says that the call is to be made again, after a replay, or returns the error for
 // the application.
 func (r *rows) failed(err error, at site) (again bool, _ error) {
-	if r.ended {
+	if _, gone := r.Rows.(failedRows); gone || r.ended {
 		return false, err
 	}
 	t := &r.conn.tx

@@ -10,9 +10,9 @@ import (
 // A pin is a savepoint of the driver's own. All of them have one name: the newest
 // hides the others, and the newest is the only one that is gone back to.
 const (
-	pinName   = "pgretry_pin"
-	setPin    = "SAVEPOINT " + pinName
-	unsetPins = "RELEASE SAVEPOINT " + pinName
+	pinName  = "pgretry_pin"
+	setPin   = "SAVEPOINT " + pinName
+	unsetPin = "RELEASE SAVEPOINT " + pinName
 
 	// Beyond 64 subtransactions PostgreSQL's cache of them overflows, which slows
 	// everybody down.
@@ -32,10 +32,20 @@ type savepoints struct {
 	stack  []savepoint
 	pins   int  // that were set in this attempt
 	noPins bool // for the rest of this attempt
+
+	looked int  // entries before this one are known not to need a pin, or to have one
+	due    bool // some entry needs a pin
+	needed bool // some entry has needed one
 }
 
 // reset forgets all, for a new attempt.
 func (s *savepoints) reset() { *s = savepoints{stack: s.stack[:0]} }
+
+// cut forgets what is above a savepoint that was gone back to.
+func (s *savepoints) cut(at int) {
+	s.stack = s.stack[:at+1]
+	s.looked, s.due = s.stack[at].after, false
+}
 
 // note follows the statement of entry i, which succeeded.
 func (s *savepoints) note(j *journal, i int) {
@@ -46,9 +56,11 @@ func (s *savepoints) note(j *journal, i int) {
 	switch e.info.Keyword {
 	case sqltext.Savepoint:
 		s.stack = append(s.stack, savepoint{name: e.info.Savepoint, after: i + 1})
+		s.looked, s.due = i+1, false // this is as good as a pin
 	case sqltext.Release:
 		if at := s.find(e.info.Savepoint); at >= 0 {
 			s.stack = s.stack[:at]
+			s.due = s.needed || s.due // the pins above it are gone
 		}
 	case sqltext.RollbackTo:
 		if at := s.find(e.info.Savepoint); at >= 0 {
@@ -57,6 +69,8 @@ func (s *savepoints) note(j *journal, i int) {
 				j.entries[k].undone = true
 			}
 		}
+	case sqltext.SetTransaction:
+		s.noPins = true // it may be under another level now
 	case sqltext.Declare:
 		// Going back does not rewind a cursor.
 		s.noPins = true
@@ -101,8 +115,7 @@ type showing uint8
 const (
 	showsNothing showing = iota
 	showsOwn             // what the transaction wrote or locked: it stays true until undone
-	showsRead            // what others may change, by a statement that may be run again
-	showsOther           // anything else; a cursor too, because going back does not rewind it
+	showsOther           // what others may change; a cursor too, because going back does not rewind it
 )
 
 func (e *entry) shows() showing {
@@ -124,11 +137,8 @@ func (e *entry) shows() showing {
 			return showsNothing
 		}
 	}
-	switch {
-	case e.info.OwnRows && seen > 0 && !e.undone:
+	if e.info.OwnRows && seen > 0 && !e.undone {
 		return showsOwn
-	case e.info.ProvenRead:
-		return showsRead
 	}
 	return showsOther
 }
@@ -136,17 +146,56 @@ func (e *entry) shows() showing {
 // deservesPin says whether the entry has shown what executing it again might not
 // show again, though it stays true if it is not undone.
 func (e *entry) deservesPin() bool {
-	return e.info.OwnRows && e.kind == callQuery && (e.info.Returning || e.info.LocksRows) &&
-		e.cursor == nil && e.shown.rows > 0 && e.shows() == showsOwn
+	return (e.info.Returning || e.info.LocksRows) && e.shows() == showsOwn
 }
 
-// provable says whether all that was shown by the entries before one can be
-// vouched for without executing them from BEGIN: it is the transaction's own, or a
-// read that can be made again.
-func (j *journal) provable(before int) bool {
+// lastsWithoutProof says whether all that was shown by the entries before one stays
+// true as long as it is not undone. A plain read does not, not even if it shows the
+// same when it is repeated: the other side of a deadlock commits only afterwards.
+func (j *journal) lastsWithoutProof(before int) bool {
+	for i := range before {
+		if e := &j.entries[i]; e.cursor != nil || e.shows() == showsOther {
+			return false
+		}
+	}
+	return true
+}
+
+// showsReads says whether anything was shown that others may change.
+func (j *journal) showsReads() bool {
+	for i := range j.entries {
+		if e := &j.entries[i]; e.kind == callQuery && e.shows() == showsOther {
+			return true
+		}
+	}
+	return false
+}
+
+// needsPin says whether there is something before entry i that executing it again
+// would not show again, though it is true as long as it is not undone.
+func (s *savepoints) needsPin(j *journal, i int) bool {
+	for s.looked < i {
+		e := &j.entries[s.looked]
+		if e.cursor != nil {
+			return false // still being read
+		}
+		if e.kind == callQuery && e.deservesPin() {
+			s.due, s.needed = true, true
+		}
+		s.looked++
+	}
+	if s.due && !j.lastsWithoutProof(i) {
+		s.noPins = true // nor will it later
+	}
+	return s.due && !s.noPins
+}
+
+// showsCountsOnly says whether the entries before one have shown nothing but how
+// many rows they affected.
+func (j *journal) showsCountsOnly(before int) bool {
 	for i := range before {
 		e := &j.entries[i]
-		if e.cursor != nil || e.shows() == showsOther {
+		if e.failed || e.kind == callQuery || e.count == 0 && e.shows() != showsNothing {
 			return false
 		}
 	}

@@ -22,11 +22,10 @@ type Stats struct {
 	// Unprotected counts the other plain transactions, by the first reason, whether
 	// or not they met a conflict.
 	Unprotected map[RefusalReason]int64
-	// Hidden counts the conflicts of plain transactions and of statements outside
-	// transactions after which a replay succeeded, so that the application did not
-	// see them.
+	// Hidden counts the plain transactions, and the statements outside transactions,
+	// that met conflicts of which the application saw none.
 	Hidden int64
-	// HiddenBySQLState splits Hidden.
+	// HiddenBySQLState splits Hidden by the first conflict of each.
 	HiddenBySQLState map[string]int64
 	// Replays counts attempts that the driver made by itself, from BEGIN or from a
 	// savepoint, and repeated statements outside transactions.
@@ -40,7 +39,8 @@ type Stats struct {
 	LastDivergence *Divergence
 	// JournalPeak is the largest size of a journal so far, in bytes.
 	JournalPeak int64
-	// Attempts counts physical transactions that were begun, of both kinds.
+	// Attempts counts physical transactions that were begun, of both kinds, and
+	// PartialReplays.
 	Attempts int64
 	// Committed counts the attempts that were committed.
 	Committed int64
@@ -170,7 +170,7 @@ func (s *stats) replayed(partial bool) {
 	}
 }
 
-// hid counts a conflict that the application did not see.
+// hid counts a transaction or statement whose conflicts the application did not see.
 func (s *stats) hid(sqlState string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

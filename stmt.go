@@ -48,13 +48,14 @@ type stmt struct {
 	queryer     driver.StmtQueryContext
 	conn        *conn
 	text        string
-	closed      bool
+	closed      bool // by the application
+	shut        bool // at the inner driver
 }
 
 // replace makes the statement stand for another one of the inner driver's. Both the
 // tap's and otelsql's statements have both interfaces.
 func (s *stmt) replace(inner driver.Stmt) {
-	s.Stmt = inner
+	s.Stmt, s.shut = inner, false
 	s.execer = inner.(driver.StmtExecContext)
 	s.queryer = inner.(driver.StmtQueryContext)
 }

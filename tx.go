@@ -54,7 +54,10 @@ type tx struct {
 	opts       driver.TxOptions
 	pace       pace
 	savepoints savepoints
+	place      place       // of the last conflict
 	poison     *RetryError // of txPoisoned
+	hidden     string      // the SQLSTATE of the first conflict that was survived
+	surfaced   bool        // the application has seen a conflict
 	cancels    []context.CancelCauseFunc
 	stops      []func() bool
 }
@@ -257,10 +260,7 @@ func (t *tx) afterCommit(v verdict, err error) error {
 	if t.state != txAborted || t.attempt != nil || !t.replayable(v) || !t.refusal.tells() {
 		return err
 	}
-	return &RetryError{
-		Reason: ErrRefused, Refusal: t.refusal, Attempts: t.pace.attempts,
-		Elapsed: t.pace.config.now().Sub(t.pace.started), Class: v.class, Err: v.err, Limit: t.refusedFor, cause: err,
-	}
+	return t.giveUp(v, ErrRefused, t.refusal, t.refusedFor, err)
 }
 
 // Rollback rolls back. The error is the inner driver's.
@@ -342,6 +342,9 @@ func (t *tx) finish(o outcome, v verdict, refusal RefusalReason) {
 	} else {
 		if refusal == "" && t.refusal.tells() {
 			refusal = t.refusal
+		}
+		if t.hidden != "" && !t.surfaced {
+			connector.stats.hid(t.hidden)
 		}
 		connector.stats.plainEnded(t.covered, t.refusal, t.journal().size)
 		t.plain.end(connector.telemetry, connector.config.now, t.pace.attempts, ending{

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/fetch"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/report"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/runner"
@@ -40,10 +41,10 @@ type demo struct {
 }
 
 func newDemoCommand() *cobra.Command {
-	d := &demo{workers: 8, duration: 2500 * time.Millisecond, seed: 1, deadlockTimeout: 10 * time.Millisecond}
+	d := &demo{workers: 8, duration: 2 * time.Second, seed: 1, deadlockTimeout: 10 * time.Millisecond}
 	command := &cobra.Command{
 		Use:   "demo",
-		Short: "Run transactions that conflict, with lib/pq and with pgretry, and compare",
+		Short: "Run transactions that conflict, with lib/pq and with pgretry in two ways, and compare",
 		Long:  demoHelp(),
 		Example: `  pgretry demo
   pgretry demo --workload crossing,upserts --workers 16 --duration 10s
@@ -61,7 +62,7 @@ func newDemoCommand() *cobra.Command {
 	flags.SortFlags = false
 	flags.Var(workloadsValue{&d.workloads}, "workload", "run only these `names`, separated by commas or in several flags")
 	flags.Var(countValue{&d.workers, 2, maxWorkers}, "workers", fmt.Sprintf("goroutines, each with its own connection, 2 to %d", maxWorkers))
-	flags.Var(durationValue{&d.duration, 10 * time.Millisecond, time.Hour}, "duration", "time per workload and driver; transactions under way are then finished")
+	flags.Var(durationValue{&d.duration, 10 * time.Millisecond, time.Hour}, "duration", "time per workload and side; transactions under way are then finished")
 	flags.StringVar(&d.dsn, "dsn", "", "use the server at this connection `string`, in a schema that is dropped afterwards")
 	flags.Var(durationValue{&d.deadlockTimeout, time.Millisecond, time.Minute}, "deadlock-timeout", "PostgreSQL's deadlock_timeout for the demo's sessions; its own default is 1s")
 	flags.Var(seedValue{&d.seed}, "seed", "decides which rows each transaction touches")
@@ -71,10 +72,17 @@ func newDemoCommand() *cobra.Command {
 
 func demoHelp() string {
 	var help strings.Builder
-	help.WriteString(`Run transactions that deadlock or fail to serialize: each workload first with lib/pq, every
-transaction tried once, then the same work with pgretry. At the end a table says what the
-application saw of it, and a tree shows the OpenTelemetry spans of one transaction that took
-three attempts.
+	help.WriteString(`Run transactions that deadlock or fail to serialize, each workload on three sides:
+
+  lib/pq       every transaction is tried once; one that fails is given up
+  driver only  the very same code, the database being opened with
+               sql.Open("` + pgretry.DriverName + `", dsn): the driver replays by itself what it can
+               prove to show the application nothing new, and hands out the error of the rest
+  RunInTx      the same transaction as a closure, which may run again
+
+At the end a table says what the application saw of it, a list why the driver alone could not hide
+some conflicts, and two trees show the OpenTelemetry spans of a transaction each that took several
+attempts. It takes about a minute and a half: every workload runs for 2s on each side.
 
 Without --dsn, or the variable ` + pgserver.EnvDSN + ` that means the same, it starts a throwaway
 PostgreSQL server on 127.0.0.1 and removes it afterwards. The server's binaries are looked for on
@@ -84,11 +92,13 @@ Maven repository to take them from.
 Workloads:
 `)
 	for _, w := range workload.All(0) {
-		fmt.Fprintf(&help, "  %-13s %s\n", w.Name(), w.About())
+		fmt.Fprintf(&help, "  %-14s  %s\n", w.Name(), w.About())
 	}
 	help.WriteString(`
-Exit status: 0 if pgretry's side lost nothing, 1 if it did or the demo could not be run, 2 for a
-wrong command line, 130 if interrupted. That lib/pq's side fails is what is being shown.`)
+Exit status: 0 if pgretry kept its promise, 1 if it did not or the demo could not be run, 2 for a
+wrong command line, 130 if interrupted. It is promised that RunInTx loses no transaction, that no
+invariant is violated on either of pgretry's sides, and that both get something done. Errors of the
+other two sides are what is being shown.`)
 	return help.String()
 }
 
@@ -98,7 +108,7 @@ func (d *demo) run(command *cobra.Command) (err error) {
 	if err != nil {
 		return usageError{err}
 	}
-	progress := report.NewProgress(command.ErrOrStderr(), 2*len(workloads))
+	progress := report.NewProgress(command.ErrOrStderr(), len(runner.Sides())*len(workloads))
 	defer func() { err = errors.Join(err, progress.Close()) }()
 
 	box, closeBox, err := d.open(ctx, progress)
@@ -117,7 +127,7 @@ func (d *demo) run(command *cobra.Command) (err error) {
 		ServerVersion: box.ServerVersion(), DeadlockTimeout: box.DeadlockTimeout(),
 		Workers: d.workers, Duration: d.duration, Seed: d.seed,
 	}
-	err = progress.Say("PostgreSQL %s, deadlock_timeout %v, %d workers, %v per workload and driver",
+	err = progress.Say("PostgreSQL %s, deadlock_timeout %v, %d workers, %v per workload and side",
 		found.ServerVersion, found.DeadlockTimeout, d.workers, d.duration)
 	if err != nil {
 		return err
@@ -125,9 +135,11 @@ func (d *demo) run(command *cobra.Command) (err error) {
 	if found.Results, err = d.runAll(ctx, box, workloads, progress); err != nil {
 		return err
 	}
-	// What the workloads showed is worth showing without a tree, too.
-	var captured error
-	if found.Transaction, captured = spantree.Capture(ctx, box); ctx.Err() != nil {
+	// What the workloads showed is worth showing without trees, too.
+	var captured [2]error
+	found.Closure, captured[0] = spantree.Capture(ctx, box)
+	found.Replay, captured[1] = spantree.CaptureReplay(ctx, box)
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	closed = true
@@ -141,7 +153,7 @@ func (d *demo) run(command *cobra.Command) (err error) {
 	if err := write(command.OutOrStdout(), found); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
-	return errors.Join(lost(found.Lost(runner.Retrying)), captured)
+	return errors.Join(found.Broken(), captured[0], captured[1])
 }
 
 // open returns a sandbox on the user's server or on a throwaway one, and what ends both.
@@ -218,7 +230,7 @@ func (d *demo) runAll(ctx context.Context, box *sandbox.Sandbox, workloads []wor
 	load := runner.Load{Workers: d.workers, Duration: d.duration}
 	var results []runner.Result
 	for _, w := range workloads {
-		for _, side := range []runner.Side{runner.Plain, runner.Retrying} {
+		for _, side := range runner.Sides() {
 			if err := progress.Begin(w.Name(), side.Name); err != nil {
 				return nil, err
 			}
@@ -233,20 +245,4 @@ func (d *demo) runAll(ctx context.Context, box *sandbox.Sandbox, workloads []wor
 		}
 	}
 	return results, nil
-}
-
-// lost turns results in which pgretry let the application down into one error.
-func lost(results []runner.Result) error {
-	var errs []error
-	for _, r := range results {
-		switch {
-		case r.Violation != nil:
-			errs = append(errs, fmt.Errorf("pgretry violated an invariant: %w", r.Violation))
-		case r.Errors > 0:
-			errs = append(errs, fmt.Errorf("pgretry lost %d transactions of %s, one of them with: %w", r.Errors, r.Workload, r.First))
-		default:
-			errs = append(errs, fmt.Errorf("pgretry committed no transaction of %s", r.Workload))
-		}
-	}
-	return errors.Join(errs...)
 }

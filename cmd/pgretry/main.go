@@ -2,11 +2,12 @@
 //
 //	go run ./cmd/pgretry demo
 //
-// runs transactions that deadlock or fail to serialize, first with lib/pq and then with pgretry,
-// and prints what the application saw. "pgretry demo --help" lists the flags.
+// runs transactions that deadlock or fail to serialize, first with lib/pq, then with the same code
+// and only the driver's name changed, then with pgretry.RunInTx, and prints what the application
+// saw. "pgretry demo --help" lists the flags.
 //
-// It exits with 0 if pgretry's side lost nothing, 1 if it did or the demo could not be run, 2 if the
-// command line is wrong, and 130 if it was interrupted.
+// It exits with 0 if pgretry kept its promise, 1 if it did not or the demo could not be run, 2 if
+// the command line is wrong, and 130 if it was interrupted.
 package main
 
 import (
@@ -89,7 +90,7 @@ func newRootCommand() *cobra.Command {
 		Long: `pgretry shows on a real server what the Go driver github.com/pgretry/pgretry does.
 
 Start with "pgretry demo": it needs PostgreSQL's binaries or, without them, the network to fetch
-them, and about a minute.`,
+them, and about a minute and a half.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("there is no command %q: choose demo or version", args[0])}

@@ -41,7 +41,7 @@ func TestUsage(t *testing.T) {
 		stderr string // all of it
 	}{
 		{"nothing asked", nil, 0, "  demo              Run transactions that conflict", ""},
-		{"help", []string{"demo", "--help"}, 0, "transfer/ser  money between hot accounts, SERIALIZABLE", ""},
+		{"help", []string{"demo", "--help"}, 0, "transfer/ser    money between hot accounts: read, then write, SERIALIZABLE", ""},
 		{"version", []string{"version"}, 0, "pgretry ", ""},
 		{"unknown command", []string{"demonstrate"}, 2, "", `pgretry: there is no command "demonstrate": choose demo or version` + see},
 		{"argument", []string{"demo", "crossing"}, 2, "", `pgretry: pgretry demo takes flags only, not the argument "crossing"` + see},
@@ -124,82 +124,130 @@ func TestAServerThatIsNotThereIsAFailure(t *testing.T) {
 // outcome is what a program that reads the JSON relies on.
 type outcome struct {
 	Results []struct {
-		Workload, Driver string
+		Workload, Side   string
 		Commits, Errors  int64
 		ErrorsBySQLState map[string]int64 `json:"errors_by_sqlstate"`
-		Deadlocks        int64            `json:"deadlocks_survived"`
-		Failures         int64            `json:"serialization_failures_survived"`
+		Seen             int64            `json:"conflicts_seen"`
+		Hidden           int64            `json:"conflicts_hidden"`
+		HiddenShare      *float64         `json:"hidden_share"`
+		NotHidden        map[string]int64 `json:"not_hidden_because"`
+		Replays          int64
+		PartialReplays   int64            `json:"partial_replays"`
+		Retries          map[string]int64 `json:"retries_by_sqlstate"`
 		InvariantHeld    bool             `json:"invariant_held"`
 	}
-	Transaction struct {
-		Name     string
-		Children []struct {
-			Name       string
-			Attributes map[string]any
-		}
+	Closure span `json:"closure_transaction"`
+	Replay  span `json:"replayed_transaction"`
+}
+
+type span struct {
+	Name     string
+	Children []struct {
+		Name       string
+		Attributes map[string]any
 	}
 }
 
-func TestTheDemoFailsWithLibPQAndLosesNothingWithPgretry(t *testing.T) {
+func (s span) attempts() (n int) {
+	for _, child := range s.Children {
+		if child.Name == "pgretry.attempt" {
+			n++
+		}
+	}
+	return n
+}
+
+// demonstrate runs the demo for a moment and returns what it found.
+func demonstrate(t *testing.T, args ...string) outcome {
+	t.Helper()
 	dsn := pgtest.DSN(t)
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
 	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), []string{"demo", "--dsn", dsn, "--duration", "300ms", "--json"}, &stdout, &stderr)
-	if code != 0 {
+	args = append([]string{"demo", "--dsn", dsn, "--duration", "300ms", "--json"}, args...)
+	if code := run(t.Context(), args, &stdout, &stderr); code != 0 {
 		t.Errorf("exit status %d: %s", code, stderr.String())
 	}
 	var got outcome
 	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
 		t.Fatalf("%v in %s", err, stdout.String())
 	}
+	return got
+}
+
+func TestTheDemoFailsWithLibPQAndLosesNothingWithRunInTx(t *testing.T) {
+	got := demonstrate(t)
 	conflicts := map[string][]string{
 		"crossing": {"40P01"}, "upserts": {"40P01"}, "cache": {"40P01"}, "counter": {"40P01"}, "share": {"40P01"},
-		"skew": {"40001"}, "transfer/rc": {"40P01"}, "transfer/rr": {"40001", "40P01"}, "transfer/ser": {"40001", "40P01"},
-		"ids": {"40P01"},
+		"skew": {"40001"}, "transfer/write": {"40P01"}, "transfer/rc": {"40P01"}, "transfer/rr": {"40001", "40P01"},
+		"transfer/ser": {"40001", "40P01"}, "ids": {"40P01"},
 	}
-	if len(got.Results) != 2*len(conflicts) {
-		t.Errorf("%d results, want two for each of %d workloads", len(got.Results), len(conflicts))
+	if len(got.Results) != 3*len(conflicts) {
+		t.Errorf("%d results, want three for each of %d workloads", len(got.Results), len(conflicts))
 	}
 	for _, r := range got.Results {
 		expected := conflicts[r.Workload]
 		if !r.InvariantHeld || r.Commits == 0 || len(expected) == 0 {
-			t.Errorf("%s with %s: got %+v", r.Workload, r.Driver, r)
+			t.Errorf("%s with %s: got %+v", r.Workload, r.Side, r)
 			continue
 		}
-		switch r.Driver {
+		for code := range r.ErrorsBySQLState {
+			if !slices.Contains(expected, code) {
+				t.Errorf("%s with %s: %s is not the conflict it is about", r.Workload, r.Side, code)
+			}
+		}
+		if r.Seen != r.Errors {
+			t.Errorf("%s with %s: %d errors but %d conflicts seen", r.Workload, r.Side, r.Errors, r.Seen)
+		}
+		switch r.Side {
 		case "lib/pq":
-			if r.ErrorsBySQLState[expected[0]] == 0 || r.Deadlocks+r.Failures != 0 {
+			if r.ErrorsBySQLState[expected[0]] == 0 || r.Hidden != 0 || len(r.Retries)+len(r.NotHidden) != 0 {
 				t.Errorf("%s with lib/pq: got %+v, want errors with %s", r.Workload, r, expected[0])
 			}
-			for code := range r.ErrorsBySQLState {
-				if !slices.Contains(expected, code) {
-					t.Errorf("%s with lib/pq: %s is not the conflict it is about", r.Workload, code)
-				}
+		case "driver only":
+			if len(r.Retries) != 0 {
+				t.Errorf("%s with the driver only: a closure was run again: %+v", r.Workload, r)
 			}
-		case "pgretry":
-			survived := r.Deadlocks
-			if expected[0] == "40001" {
-				survived = r.Failures
-			}
-			if r.Errors != 0 || survived == 0 {
-				t.Errorf("%s with pgretry: got %+v, want no errors and conflicts survived", r.Workload, r)
+		case "RunInTx":
+			if r.Errors != 0 || r.Retries[expected[0]] == 0 || r.HiddenShare == nil || *r.HiddenShare != 1 || r.Replays != 0 {
+				t.Errorf("%s with RunInTx: got %+v, want no errors and conflicts survived", r.Workload, r)
 			}
 		default:
-			t.Errorf("a result of %q", r.Driver)
+			t.Errorf("a result of %q", r.Side)
 		}
 	}
-	attempts := 0
-	for _, child := range got.Transaction.Children {
-		if child.Name == "pgretry.attempt" {
-			attempts++
-		}
-	}
-	if got.Transaction.Name != "pgretry.transaction" || attempts < 2 {
-		t.Errorf("the transaction on show has %d attempts", attempts)
+	if n := got.Closure.attempts(); got.Closure.Name != "pgretry.transaction" || n < 2 {
+		t.Errorf("the closure on show has %d attempts", n)
 	}
 }
 
-func TestTheDemoFailsIfPgretryLosesATransaction(t *testing.T) {
+func TestTheDriverAloneHidesConflictsAndExplainsTheOthers(t *testing.T) {
+	got := demonstrate(t, "--workload", "crossing,upserts,cache,share,skew,transfer/write,ids")
+	// These show the application nothing that another transaction changes, or numbers that a pin keeps.
+	hides := []string{"crossing", "upserts", "cache", "transfer/write", "ids"}
+	for _, r := range got.Results {
+		if r.Side != "driver only" {
+			continue
+		}
+		if slices.Contains(hides, r.Workload) && (r.Hidden == 0 || r.Replays == 0) {
+			t.Errorf("%s: nothing was hidden: %+v", r.Workload, r)
+		}
+		if r.Workload == "ids" && r.PartialReplays == 0 {
+			t.Errorf("ids: no pin was used: %+v", r)
+		}
+		var explained int64
+		for _, n := range r.NotHidden {
+			explained += n
+		}
+		if explained != r.Seen || r.NotHidden["unexplained"] != 0 {
+			t.Errorf("%s: %d conflicts were seen and the driver explains %v", r.Workload, r.Seen, r.NotHidden)
+		}
+	}
+	if n := got.Replay.attempts(); n != 2 {
+		t.Errorf("the replay on show has %d attempts, want 2", n)
+	}
+}
+
+func TestTheDemoFailsIfRunInTxLosesATransaction(t *testing.T) {
 	dsn, err := url.Parse(pgtest.DSN(t))
 	if err != nil {
 		t.Fatal(err)
@@ -212,11 +260,31 @@ func TestTheDemoFailsIfPgretryLosesATransaction(t *testing.T) {
 	if code != exitFailure {
 		t.Errorf("exit status %d, want %d", code, exitFailure)
 	}
-	if !strings.Contains(stderr.String(), "pgretry: pgretry lost ") || !strings.Contains(stderr.String(), "of crossing") {
+	if !strings.Contains(stderr.String(), "pgretry: pgretry (RunInTx) lost ") || !strings.Contains(stderr.String(), "of crossing") {
 		t.Errorf("stderr is %s", stderr.String())
 	}
 	if !strings.Contains(stdout.String(), " crossing  lib/pq ") {
 		t.Errorf("the table is missing: %s", stdout.String())
+	}
+}
+
+func TestErrorsThatTheDriverAloneShowsAreNoFailureOfTheDemo(t *testing.T) {
+	dsn, err := url.Parse(pgtest.DSN(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := dsn.Query()
+	query.Set("pgretry_mode", "closure")
+	dsn.RawQuery = query.Encode()
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"demo", "--dsn", dsn.String(), "--duration", "300ms", "--workload", "crossing"}, &stdout, &stderr)
+	if code != 0 {
+		t.Errorf("exit status %d: %s", code, stderr.String())
+	}
+	for _, want := range []string{"replay is switched off\n", "(0.0 %)", "Another without a closure"} {
+		if !strings.Contains(stdout.String(), want) {
+			t.Errorf("stdout lacks %q:\n%s", want, stdout.String())
+		}
 	}
 }
 
@@ -226,12 +294,15 @@ func TestTheTableComesToStdoutAndProgressToStderr(t *testing.T) {
 	if code != 0 {
 		t.Errorf("exit status %d", code)
 	}
-	for _, want := range []string{" share     lib/pq ", "           pgretry ", "4 workers, 100ms per workload and driver, seed 9.", "── pgretry.transaction ", "pgretry.attempt 2 ", "db.response.status_code=40P01"} {
+	for _, want := range []string{
+		" share     lib/pq ", "           driver only ", "           RunInTx ", "4 workers, 100ms per workload and side, seed 9.",
+		"── pgretry.transaction ", "pgretry.attempt 2 ", "db.response.status_code=40P01", "── POST /greeting ",
+	} {
 		if !strings.Contains(stdout.String(), want) {
 			t.Errorf("stdout lacks %q:\n%s", want, stdout.String())
 		}
 	}
-	for _, want := range []string{", deadlock_timeout 10ms, 4 workers", "[1/2] share        lib/pq ", "[2/2] share        pgretry "} {
+	for _, want := range []string{", deadlock_timeout 10ms, 4 workers", "[1/3] share          lib/pq ", "[2/3] share          driver only ", "[3/3] share          RunInTx "} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("stderr lacks %q:\n%s", want, stderr.String())
 		}
@@ -353,10 +424,10 @@ func TestAnInterruptionLeavesNothingBehind(t *testing.T) {
 				}
 			}
 		}},
-		{"in the middle of a workload", os.Interrupt, func(t *testing.T, c *command) { c.waitFor(t, "[1/2] crossing") }},
-		{"in the middle of a workload, terminated", syscall.SIGTERM, func(t *testing.T, c *command) { c.waitFor(t, "[1/2] crossing") }},
+		{"in the middle of a workload", os.Interrupt, func(t *testing.T, c *command) { c.waitFor(t, "[1/3] crossing") }},
+		{"in the middle of a workload, terminated", syscall.SIGTERM, func(t *testing.T, c *command) { c.waitFor(t, "[1/3] crossing") }},
 		{"twice", os.Interrupt, func(t *testing.T, c *command) {
-			c.waitFor(t, "[1/2] crossing")
+			c.waitFor(t, "[1/3] crossing")
 			if err := c.Process.Signal(os.Interrupt); err != nil {
 				t.Fatal(err)
 			}
@@ -425,7 +496,7 @@ func TestAnInterruptionThatCannotDropTheSchemaSaysSo(t *testing.T) {
 
 func TestAThrowawayServerIsGoneAfterTheDemo(t *testing.T) {
 	c := start(t, "demo", "--workload", "counter", "--duration", "50ms")
-	c.waitFor(t, "[2/2] counter")
+	c.waitFor(t, "[3/3] counter")
 	if c.lines.Scan() {
 		t.Errorf("it goes on with %q", c.lines.Text())
 	}
@@ -437,7 +508,7 @@ func TestAThrowawayServerIsGoneAfterTheDemo(t *testing.T) {
 
 func TestAReaderThatGoesAwayLeavesNoServer(t *testing.T) {
 	c := start(t, "demo", "--workload", "share", "--duration", "100ms")
-	c.waitFor(t, "[1/2] share")
+	c.waitFor(t, "[1/3] share")
 	if err := c.stderr.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -686,14 +686,14 @@ func (a *analysis) endStatement() {
 	a.info.Keywords |= KeywordsOf(keyword)
 	switch keyword {
 	case Begin:
-		a.info.TxControl, a.info.BeginsTx = true, true
+		a.info.TxControl, a.info.BeginsTx, a.info.LeavesTxOpen = true, true, true
 	case Commit, Rollback:
-		a.info.TxControl, a.info.EndsTx = true, true
+		a.info.TxControl, a.info.EndsTx, a.info.LeavesTxOpen = true, true, a.chains
 		if a.chains {
 			a.info.AndChain, a.info.BeginsTx = true, true
 		}
 	case PrepareTransaction:
-		a.info.TxControl, a.info.EndsTx = true, true
+		a.info.TxControl, a.info.EndsTx, a.info.LeavesTxOpen = true, true, false
 	case CommitPrepared, RollbackPrepared:
 		a.info.TxControl = true
 	case Copy:

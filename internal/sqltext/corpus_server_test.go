@@ -49,7 +49,7 @@ func agrees(t *testing.T, db *sql.DB, text string) bool {
 		return false // the server never sees such a text
 	}
 	info := Analyze(text)
-	server, err := ask(t, db, text)
+	server, err := ask(t, db, ";"+text) // or lib/pq would take a COPY for its own
 	if info.Suspicious {
 		return false
 	}

@@ -54,10 +54,13 @@ func serverVersion(t *testing.T, db *sql.DB) int {
 	return number
 }
 
-// hasFunction reports whether a function of that name is in any schema.
-func hasFunction(t *testing.T, db interface {
+// querier is a sql.DB or a sql.Tx.
+type querier interface {
 	QueryRow(query string, args ...any) *sql.Row
-}, name string) bool {
+}
+
+// hasFunction reports whether a function of that name is in any schema.
+func hasFunction(t *testing.T, db querier, name string) bool {
 	t.Helper()
 	var has bool
 	if err := db.QueryRow("select exists (select 1 from pg_catalog.pg_proc where proname = $1)", name).Scan(&has); err != nil {

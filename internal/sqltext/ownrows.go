@@ -178,7 +178,7 @@ func (a *analysis) mayBringRows(id wordID) bool {
 // comparesWithFrom reports whether FROM, as the current token, ends an IS [NOT]
 // DISTINCT FROM.
 func (a *analysis) comparesWithFrom() bool {
-	return a.p1.isWord(wordDistinct) && (a.p2.isWord(wordIs) || a.p2.isWord(wordNot)) && !a.dotted(2)
+	return a.p1.isWord(wordDistinct) && (a.p2.isWord(wordIs) || a.p2.isWord(wordNot))
 }
 
 func when(condition bool, s ownState) ownState {

@@ -56,6 +56,9 @@ type Info struct {
 	// END, ROLLBACK, ABORT, PREPARE TRANSACTION. COMMIT PREPARED and ROLLBACK
 	// PREPARED do not; ROLLBACK TO does not.
 	EndsTx bool
+	// LeavesTxOpen is set if the last of the statements that begin or end a
+	// transaction begins one.
+	LeavesTxOpen bool
 	// AndChain is set if any statement ends a transaction with AND CHAIN.
 	AndChain bool
 
@@ -125,9 +128,10 @@ type Info struct {
 
 	// Suspicious is set if the text may not mean to the server what it means
 	// here: something is unterminated or unbalanced, a character is none of
-	// SQL's, a backslash in a plain literal stands before a quote, a number runs into a word, an
-	// identifier is written as U&"…". The other fields are then guesses, and
-	// ProvenRead is false.
+	// SQL's, a backslash in a plain literal may escape the quote after it, a
+	// number runs into a word, an identifier is written as U&"…". The other
+	// fields are then guesses, ProvenRead and OwnRows are false, and Hazard is
+	// HazardUnreadable.
 	Suspicious bool
 }
 

@@ -15,24 +15,30 @@ type document struct {
 	DurationSeconds        float64         `json:"duration_seconds"`
 	Seed                   uint64          `json:"seed"`
 	Results                []documentEntry `json:"results"`
-	Transaction            *spantree.Span  `json:"transaction"`
+	Closure                *spantree.Span  `json:"closure_transaction"`
+	Replay                 *spantree.Span  `json:"replayed_transaction"`
 }
 
 type documentEntry struct {
-	Workload                      string           `json:"workload"`
-	Driver                        string           `json:"driver"`
-	Commits                       int64            `json:"commits"`
-	Errors                        int64            `json:"errors"`
-	ErrorsBySQLState              map[string]int64 `json:"errors_by_sqlstate"`
-	Attempts                      int64            `json:"attempts"`
-	AttemptsPerCommit             float64          `json:"attempts_per_commit"`
-	P50Seconds                    float64          `json:"p50_seconds"`
-	P99Seconds                    float64          `json:"p99_seconds"`
-	DeadlocksSurvived             int64            `json:"deadlocks_survived"`
-	SerializationFailuresSurvived int64            `json:"serialization_failures_survived"`
-	ElapsedSeconds                float64          `json:"elapsed_seconds"`
-	InvariantHeld                 bool             `json:"invariant_held"`
-	Violation                     string           `json:"violation,omitempty"`
+	Workload          string           `json:"workload"`
+	Side              string           `json:"side"`
+	Commits           int64            `json:"commits"`
+	Errors            int64            `json:"errors"`
+	ErrorsBySQLState  map[string]int64 `json:"errors_by_sqlstate"`
+	ConflictsSeen     int64            `json:"conflicts_seen"`
+	ConflictsHidden   int64            `json:"conflicts_hidden"`
+	HiddenShare       *float64         `json:"hidden_share"` // null without conflicts
+	NotHiddenBecause  map[string]int64 `json:"not_hidden_because"`
+	Replays           int64            `json:"replays"`
+	PartialReplays    int64            `json:"partial_replays"`
+	RetriesBySQLState map[string]int64 `json:"retries_by_sqlstate"`
+	Attempts          int64            `json:"attempts"`
+	AttemptsPerCommit float64          `json:"attempts_per_commit"`
+	P50Seconds        float64          `json:"p50_seconds"`
+	P99Seconds        float64          `json:"p99_seconds"`
+	ElapsedSeconds    float64          `json:"elapsed_seconds"`
+	InvariantHeld     bool             `json:"invariant_held"`
+	Violation         string           `json:"violation,omitempty"`
 }
 
 // WriteJSON writes one JSON object and a line end.
@@ -44,7 +50,8 @@ func WriteJSON(out io.Writer, d Demo) error {
 		DurationSeconds:        d.Duration.Seconds(),
 		Seed:                   d.Seed,
 		Results:                make([]documentEntry, 0, len(d.Results)),
-		Transaction:            d.Transaction,
+		Closure:                d.Closure,
+		Replay:                 d.Replay,
 	}
 	for _, r := range d.Results {
 		doc.Results = append(doc.Results, entry(r))
@@ -55,21 +62,32 @@ func WriteJSON(out io.Writer, d Demo) error {
 }
 
 func entry(r runner.Result) documentEntry {
-	codes := r.Codes
-	if codes == nil {
-		codes = map[string]int64{} // an object, not null
-	}
 	e := documentEntry{
-		Workload: r.Workload, Driver: r.Side,
-		Commits: r.Commits, Errors: r.Errors, ErrorsBySQLState: codes,
-		Attempts: r.Attempts, AttemptsPerCommit: r.AttemptsPerCommit(),
+		Workload: r.Workload, Side: r.Side,
+		Commits: r.Commits, Errors: r.Errors, ErrorsBySQLState: object(r.Codes),
+		ConflictsSeen: r.Conflicts.Seen, ConflictsHidden: r.Conflicts.Hidden,
+		NotHiddenBecause: object(r.Conflicts.Unhidden),
+		Replays:          r.Conflicts.Replays, PartialReplays: r.Conflicts.Partial,
+		RetriesBySQLState: object(r.Conflicts.Retries),
+		Attempts:          r.Attempts, AttemptsPerCommit: r.AttemptsPerCommit(),
 		P50Seconds: r.P50.Seconds(), P99Seconds: r.P99.Seconds(),
-		DeadlocksSurvived: r.Deadlocks, SerializationFailuresSurvived: r.SerializationFailures,
 		ElapsedSeconds: r.Elapsed.Seconds(),
 		InvariantHeld:  r.Violation == nil,
+	}
+	if share, ok := r.Conflicts.HiddenShare(); ok {
+		e.HiddenShare = &share
 	}
 	if r.Violation != nil {
 		e.Violation = r.Violation.Error()
 	}
 	return e
+}
+
+// object makes an object of counts even where there are none: {} and not null.
+func object[K ~string](counts map[K]int64) map[string]int64 {
+	o := make(map[string]int64, len(counts))
+	for key, n := range counts {
+		o[string(key)] = n
+	}
+	return o
 }

@@ -51,7 +51,7 @@ func (p *Progress) Say(format string, args ...any) error {
 // Begin announces the next run.
 func (p *Progress) Begin(workload, side string) error {
 	p.begun++
-	p.label = fmt.Sprintf("%-12s %-8s", workload, side)
+	p.label = fmt.Sprintf("%-14s %-11s", workload, side)
 	return p.Observe(runner.Progress{})
 }
 

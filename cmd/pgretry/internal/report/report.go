@@ -1,8 +1,9 @@
-// Package report shows what the demo found: a table and a tree of spans for people, JSON for
+// Package report shows what the demo found: a table and trees of spans for people, JSON for
 // programs, and progress meanwhile.
 package report
 
 import (
+	"errors"
 	"time"
 
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/runner"
@@ -18,26 +19,26 @@ type Demo struct {
 	Workers  int
 	Duration time.Duration
 	Seed     uint64
-	// Results are in the order in which they were run, and so two by two.
+	// Results are in the order in which they were run: a workload's are together, a side each.
 	Results []runner.Result
-	// Transaction is the span tree of one transaction that took several attempts, nil if there is none.
-	Transaction *spantree.Span
+	// Closure and Replay are the span trees of two transactions that took several attempts: one
+	// run by RunInTx, one replayed by the driver alone. Nil if there is none.
+	Closure, Replay *spantree.Span
 }
 
-// Lost returns the results in which side let the application see a conflict.
-func (d Demo) Lost(side runner.Side) []runner.Result {
-	var lost []runner.Result
+// Broken says what of pgretry's promise was not kept in the results, nil if all was.
+func (d Demo) Broken() error {
+	var broken []error
 	for _, r := range d.Results {
-		if r.Side == side.Name && r.Lost() {
-			lost = append(lost, r)
-		}
+		broken = append(broken, r.Broken())
 	}
-	return lost
+	return errors.Join(broken...)
 }
 
 // totals adds up one side.
 type totals struct {
-	commits, errors, deadlocks, serializationFailures int64
+	commits, errors int64
+	conflicts       runner.Conflicts
 }
 
 func (d Demo) totals(side runner.Side) totals {
@@ -48,8 +49,7 @@ func (d Demo) totals(side runner.Side) totals {
 		}
 		t.commits += r.Commits
 		t.errors += r.Errors
-		t.deadlocks += r.Deadlocks
-		t.serializationFailures += r.SerializationFailures
+		t.conflicts = t.conflicts.Plus(r.Conflicts)
 	}
 	return t
 }

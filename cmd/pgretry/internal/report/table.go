@@ -12,18 +12,33 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/runner"
+	"github.com/pgretry/pgretry/cmd/pgretry/internal/spantree"
 )
 
-// WriteText writes the table, a summary and, if there is one, the span tree.
+// WriteText writes the table, a summary, what could not be hidden and why, and the span trees that
+// there are.
 func WriteText(out io.Writer, d Demo) error {
-	if _, err := fmt.Fprintf(out, "%s\n\n%s\n", d.table(), d.summary()); err != nil {
+	if _, err := fmt.Fprintf(out, "%s\n\n%s", d.table(), d.summary()); err != nil {
 		return err
 	}
-	if d.Transaction == nil {
-		return nil
+	if _, err := io.WriteString(out, d.unhidden()); err != nil {
+		return err
 	}
-	_, err := fmt.Fprintf(out, "\nOne transaction, as OpenTelemetry saw it (REPEATABLE READ; rivals made it fail twice):\n%s\n", d.Transaction)
-	return err
+	for _, tree := range []struct {
+		title string
+		root  *spantree.Span
+	}{
+		{"One transaction with RunInTx, as OpenTelemetry saw it (REPEATABLE READ; rivals made it fail twice)", d.Closure},
+		{"Another without a closure (READ COMMITTED; a rival deadlocked with it)", d.Replay},
+	} {
+		if tree.root == nil {
+			continue
+		}
+		if _, err := fmt.Fprintf(out, "\n%s:\n%s\n", tree.title, tree.root); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d Demo) table() string {
@@ -33,8 +48,8 @@ func (d Demo) table() string {
 	t.Style().Options.DrawBorder = false
 	t.Style().Options.SeparateColumns = false
 	t.AppendHeader(table.Row{
-		"workload", "driver", "commits", "errors\nseen", "attempts\nper commit",
-		"p50\nms", "p99\nms", "deadlocks\nsurvived", "serialization\nfailures\nsurvived", "invariant",
+		"workload", "with", "commits", "errors\nseen", "conflicts\nhidden", "share\nhidden",
+		"attempts\nper commit", "p50\nms", "p99\nms", "invariant",
 	})
 	var numbers []table.ColumnConfig
 	for column := 3; column <= 9; column++ {
@@ -51,8 +66,8 @@ func (d Demo) table() string {
 		}
 		previous = r.Workload
 		t.AppendRow(table.Row{
-			name, r.Side, r.Commits, errorCounts(r), ratio(r),
-			milliseconds(r.P50), milliseconds(r.P99), r.Deadlocks, r.SerializationFailures, invariant(r),
+			name, r.Side, r.Commits, errorCounts(r), r.Conflicts.Hidden, share(r.Conflicts),
+			ratio(r), milliseconds(r.P50), milliseconds(r.P99), invariant(r),
 		})
 	}
 	t.SuppressTrailingSpaces()
@@ -60,14 +75,23 @@ func (d Demo) table() string {
 }
 
 func (d Demo) summary() string {
-	plain, retrying := d.totals(runner.Plain), d.totals(runner.Retrying)
 	var s strings.Builder
-	fmt.Fprintf(&s, "PostgreSQL %s, deadlock_timeout %v, %d workers, %v per workload and driver, seed %d.\n",
+	fmt.Fprintf(&s, "PostgreSQL %s, deadlock_timeout %v, %d workers, %v per workload and side, seed %d.\n",
 		d.ServerVersion, d.DeadlockTimeout, d.Workers, d.Duration, d.Seed)
-	fmt.Fprintf(&s, "Errors are those the application saw; p50 and p99 are of committed transactions, waits and repetitions included.\n")
-	fmt.Fprintf(&s, "%s: %d of %d transactions failed.\n", runner.Plain.Name, plain.errors, plain.commits+plain.errors)
-	fmt.Fprintf(&s, "%s: %d of %d transactions failed; it survived %d deadlocks and %d serialization failures.",
-		runner.Retrying.Name, retrying.errors, retrying.commits+retrying.errors, retrying.deadlocks, retrying.serializationFailures)
+	fmt.Fprintf(&s, "All sides run the same transactions; %q differs from %q in the driver's name alone.\n", runner.DriverOnly.Name, runner.Plain.Name)
+	fmt.Fprintln(&s, "Errors are those the application saw; a conflict is hidden if the transaction was run again instead.")
+	fmt.Fprintln(&s, "p50 and p99 are of committed transactions, waits and repetitions included.")
+	for _, side := range runner.Sides() {
+		t := d.totals(side)
+		fmt.Fprintf(&s, "%s: %d of %d transactions failed", side.Name, t.errors, t.commits+t.errors)
+		switch side.Name {
+		case runner.DriverOnly.Name:
+			fmt.Fprintf(&s, "; %d of %d conflicts were hidden (%s)", t.conflicts.Hidden, t.conflicts.Hidden+t.conflicts.Seen, share(t.conflicts))
+		case runner.RunInTx.Name:
+			fmt.Fprintf(&s, "; it survived %d deadlocks and %d serialization failures", t.conflicts.Deadlocks(), t.conflicts.SerializationFailures())
+		}
+		fmt.Fprintln(&s, ".")
+	}
 	return s.String()
 }
 
@@ -81,6 +105,19 @@ func errorCounts(r runner.Result) string {
 		lines = append(lines, fmt.Sprintf("%d × %s", r.Codes[code], code))
 	}
 	return strings.Join(lines, "\n")
+}
+
+// share is in per cent with one decimal. Only if nothing was seen is it 100.
+func share(c runner.Conflicts) string {
+	hidden, ok := c.HiddenShare()
+	if !ok {
+		return "–"
+	}
+	percent := hidden * 100
+	if c.Seen > 0 {
+		percent = min(percent, 99.9)
+	}
+	return fmt.Sprintf("%.1f %%", percent)
 }
 
 func ratio(r runner.Result) string {

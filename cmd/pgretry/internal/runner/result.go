@@ -1,11 +1,12 @@
 package runner
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
 
-// Result is what an application saw of one workload with one driver.
+// Result is what an application saw of one workload on one side.
 type Result struct {
 	// Workload and Side are their names.
 	Workload, Side string
@@ -16,20 +17,21 @@ type Result struct {
 	Codes map[string]int64
 	// First is one of those errors, nil if there was none.
 	First error
-	// Attempts is how many physical transactions were begun, all in all.
+	// Attempts is how many there were, all in all: physical transactions, and replays from a
+	// savepoint.
 	Attempts int64
 	// P50 and P99 are percentiles of the time from a logical transaction's begin to its COMMIT's
 	// answer, waits and repetitions included, over those that were committed. Zero without any.
 	P50, P99 time.Duration
-	// Deadlocks and SerializationFailures are how many of either the driver retried.
-	Deadlocks, SerializationFailures int64
+	// Conflicts is what became of deadlocks and serialization failures.
+	Conflicts Conflicts
 	// Elapsed is how long the workers were busy.
 	Elapsed time.Duration
 	// Violation says how the workload's invariant was violated, nil if it holds.
 	Violation error
 }
 
-// AttemptsPerCommit is the price of one commit in physical transactions. Zero without a commit.
+// AttemptsPerCommit is the price of one commit in attempts. Zero without a commit.
 func (r Result) AttemptsPerCommit() float64 {
 	if r.Commits == 0 {
 		return 0
@@ -37,9 +39,22 @@ func (r Result) AttemptsPerCommit() float64 {
 	return float64(r.Attempts) / float64(r.Commits)
 }
 
-// Lost reports whether the application could tell that there were conflicts: it saw an error, or
-// its data is wrong, or nothing was committed at all.
-func (r Result) Lost() bool { return r.Errors > 0 || r.Violation != nil || r.Commits == 0 }
+// Broken says what of pgretry's promise was not kept, nil if all was. Nothing is promised of lib/pq.
+// A driver that replays by itself may show the application a conflict, but never do a transaction by
+// halves, and it must get something done; RunInTx must hide every conflict, too.
+func (r Result) Broken() error {
+	switch {
+	case r.Side == Plain.Name:
+		return nil
+	case r.Violation != nil:
+		return fmt.Errorf("pgretry (%s) violated an invariant: %w", r.Side, r.Violation)
+	case r.Side == RunInTx.Name && r.Errors > 0:
+		return fmt.Errorf("pgretry (%s) lost %d transactions of %s, one of them with: %w", r.Side, r.Errors, r.Workload, r.First)
+	case r.Commits == 0:
+		return fmt.Errorf("pgretry (%s) committed no transaction of %s", r.Side, r.Workload)
+	}
+	return nil
+}
 
 func summarize(workers []worker) Result {
 	result := Result{Codes: map[string]int64{}}

@@ -1,5 +1,5 @@
-// Package runner puts a workload under load with one driver, as an application with several workers
-// would, and says what that application saw.
+// Package runner puts a workload under load in one of the ways in which an application can run
+// transactions, as one with several workers would, and says what that application saw.
 package runner
 
 import (
@@ -13,6 +13,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/workload"
 )
@@ -22,8 +23,8 @@ type Load struct {
 	// Workers is the number of goroutines, each with a connection of its own, that run one
 	// transaction after another.
 	Workers int
-	// Duration is how long they go on beginning new transactions. Those under way are then
-	// brought to their end.
+	// Duration is how long they go on beginning new transactions, each at least one. Those under
+	// way are then brought to their end.
 	Duration time.Duration
 }
 
@@ -37,9 +38,8 @@ type Progress struct {
 
 const progressInterval = 100 * time.Millisecond
 
-// Run sets the workload up in the sandbox, runs it with that side's driver and checks its
-// invariant. It calls observe, from one goroutine, about ten times a second;
-// an error from there ends the run.
+// Run sets the workload up in the sandbox, runs it on that side and checks its invariant. It calls
+// observe, from one goroutine, about ten times a second; an error from there ends the run.
 //
 // A transaction that ends with an error from the server is counted and not an error of Run. Those
 // are: a cancelled ctx, which ends transactions under way, and a server that cannot be worked with.
@@ -48,7 +48,7 @@ func Run(ctx context.Context, box *sandbox.Sandbox, side Side, w workload.Worklo
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		} else if err != nil {
-			err = fmt.Errorf("run %s with %s: %w", w.Name(), side.Name, err)
+			err = fmt.Errorf("run %s (%s): %w", w.Name(), side.Name, err)
 		}
 	}()
 	if err := box.Empty(ctx); err != nil {
@@ -57,8 +57,7 @@ func Run(ctx context.Context, box *sandbox.Sandbox, side Side, w workload.Worklo
 	if err := w.Setup(ctx, box.DB()); err != nil {
 		return Result{}, err
 	}
-	var survived survived
-	db, err := side.open(box, &survived)
+	db, err := side.open(box)
 	if err != nil {
 		return Result{}, fmt.Errorf("open the database: %w", err)
 	}
@@ -77,7 +76,16 @@ func Run(ctx context.Context, box *sandbox.Sandbox, side Side, w workload.Worklo
 	result.Workload, result.Side = w.Name(), side.Name
 	result.Elapsed = time.Since(began)
 	result.Attempts = r.attempts.Load()
-	result.Deadlocks, result.SerializationFailures = survived.deadlocks.Load(), survived.serializationFailures.Load()
+	result.Conflicts.Seen = seenIn(result.Codes)
+	if side.retries {
+		stats, err := pgretry.StatsOf(db)
+		if err != nil {
+			return Result{}, err
+		}
+		// The application does not see all of them begin.
+		result.Attempts = stats.Attempts
+		result.Conflicts = conflictsOf(result.Conflicts.Seen, stats)
+	}
 
 	var committed []int64
 	for _, worker := range workers {
@@ -130,7 +138,7 @@ func (r *run) work(ctx context.Context, load Load, observe func(Progress) error)
 	var group sync.WaitGroup
 	for i := range workers {
 		group.Go(func() {
-			for time.Since(began) < load.Duration && ctx.Err() == nil {
+			for first := true; (first || time.Since(began) < load.Duration) && ctx.Err() == nil; first = false {
 				if err := r.transaction(ctx, &workers[i]); err != nil {
 					stop(err)
 				}

@@ -4,68 +4,70 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"sync/atomic"
 
 	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/workload"
 )
 
-// Side is one of the two drivers that are compared, with the way an application uses it.
+// Side is one of the ways in which an application can run a transaction that are compared.
 type Side struct {
-	// Name is the driver's name in tables.
+	// Name is what the side is called in tables.
 	Name string
 
-	open     func(box *sandbox.Sandbox, count *survived) (*sql.DB, error)
+	open     func(box *sandbox.Sandbox) (*sql.DB, error)
 	transact func(ctx context.Context, db *sql.DB, w workload.Workload, body workload.Body) error
+	// retries says whether the driver is one that does, and has statistics of it.
+	retries bool
 }
 
-// survived counts the conflicts that the application did not see.
-type survived struct {
-	deadlocks, serializationFailures atomic.Int64
-}
+var (
+	// Plain is lib/pq, used as its documentation shows: each transaction is tried once.
+	Plain = Side{
+		Name:     "lib/pq",
+		open:     (*sandbox.Sandbox).Plain,
+		transact: once,
+	}
 
-// Plain is lib/pq, used as its documentation shows: each transaction is tried once.
-var Plain = Side{
-	Name: "lib/pq",
-	open: func(box *sandbox.Sandbox, _ *survived) (*sql.DB, error) { return box.Plain() },
-	transact: func(ctx context.Context, db *sql.DB, w workload.Workload, body workload.Body) error {
-		tx, err := db.BeginTx(ctx, w.TxOptions())
-		if err != nil {
-			return err
-		}
-		if err := body(ctx, tx); err != nil {
-			if undo := tx.Rollback(); undo != nil && !errors.Is(undo, sql.ErrTxDone) {
-				return errors.Join(err, undo)
-			}
-			return err
-		}
-		return tx.Commit()
-	},
-}
+	// DriverOnly is the same code as Plain with nothing but the driver's name changed: what is
+	// replayed, the driver replays by itself.
+	DriverOnly = Side{
+		Name:     "driver only",
+		open:     openByName,
+		transact: once,
+		retries:  true,
+	}
 
-// Retrying is pgretry: the same work, handed to RunInTx, with the default policy.
-var Retrying = Side{
-	Name: "pgretry",
-	open: func(box *sandbox.Sandbox, count *survived) (*sql.DB, error) {
-		return pgretry.Open(box.DSN(), pgretry.WithOnRetry(func(_ context.Context, e pgretry.Event) {
-			if e.Decision != pgretry.DecisionRetried {
-				return
-			}
-			switch e.SQLState {
-			case deadlockDetected:
-				count.deadlocks.Add(1)
-			case serializationFailure:
-				count.serializationFailures.Add(1)
-			}
-		}))
-	},
-	transact: func(ctx context.Context, db *sql.DB, w workload.Workload, body workload.Body) error {
-		return pgretry.RunInTx(pgretry.ContextWithName(ctx, w.Name()), db, w.TxOptions(), body)
-	},
-}
-
-const (
-	deadlockDetected     = "40P01"
-	serializationFailure = "40001"
+	// RunInTx is the same work handed to pgretry as a closure, which may run again.
+	RunInTx = Side{
+		Name: "RunInTx",
+		open: openByName,
+		transact: func(ctx context.Context, db *sql.DB, w workload.Workload, body workload.Body) error {
+			return pgretry.RunInTx(pgretry.ContextWithName(ctx, w.Name()), db, w.TxOptions(), body)
+		},
+		retries: true,
+	}
 )
+
+// Sides returns all sides in the order in which they are run and shown.
+func Sides() []Side { return []Side{Plain, DriverOnly, RunInTx} }
+
+func openByName(box *sandbox.Sandbox) (*sql.DB, error) {
+	return sql.Open(pgretry.DriverName, box.DSN())
+}
+
+// once is how an application that knows nothing of retries runs a transaction: one that fails is
+// given up.
+func once(ctx context.Context, db *sql.DB, w workload.Workload, body workload.Body) error {
+	tx, err := db.BeginTx(ctx, w.TxOptions())
+	if err != nil {
+		return err
+	}
+	if err := body(ctx, tx); err != nil {
+		if undo := tx.Rollback(); undo != nil && !errors.Is(undo, sql.ErrTxDone) {
+			return errors.Join(err, undo)
+		}
+		return err
+	}
+	return tx.Commit()
+}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lib/pq"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
@@ -22,11 +24,38 @@ const (
 	lockPollInterval = 2 * time.Millisecond
 	readWord         = `SELECT n FROM scene WHERE word = $1`
 	updateWord       = `UPDATE scene SET n = n + 1 WHERE word = $1`
+	deadlockDetected = "40P01"
 )
 
 // Capture runs one transaction whose first attempt ends in a deadlock, whose second ends in a
 // serialization failure and whose third is committed, and returns the spans it left.
-func Capture(ctx context.Context, box *sandbox.Sandbox) (root *Span, err error) {
+func Capture(ctx context.Context, box *sandbox.Sandbox) (*Span, error) {
+	return capture(ctx, box, scene{play: playClosure, root: transactionSpan, attempts: 3})
+}
+
+// CaptureReplay runs one transaction without a closure whose first attempt ends in a deadlock and
+// which the driver then replays, and returns the spans it left, below one of the application's own.
+// If the driver does not replay it, there is but one attempt.
+func CaptureReplay(ctx context.Context, box *sandbox.Sandbox) (*Span, error) {
+	return capture(ctx, box, scene{play: playReplay, root: applicationSpan, attempts: 2})
+}
+
+// scene is what is captured.
+type scene struct {
+	play func(ctx context.Context, s stage) error
+	// root is the name of the outermost span, and attempts how many it has if all goes as written.
+	root     string
+	attempts int
+}
+
+// stage is what a scene needs.
+type stage struct {
+	// db is what the transaction on show uses, its rivals and the watch being lib/pq's.
+	db, rivals, watch *sql.DB
+	tracer            trace.Tracer
+}
+
+func capture(ctx context.Context, box *sandbox.Sandbox, scene scene) (root *Span, err error) {
 	exporter := tracetest.NewInMemoryExporter()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter), sdktrace.WithSampler(sdktrace.AlwaysSample()))
 	defer func() { err = errors.Join(err, provider.Shutdown(context.WithoutCancel(ctx))) }()
@@ -55,23 +84,24 @@ func Capture(ctx context.Context, box *sandbox.Sandbox) (root *Span, err error) 
 			return nil, fmt.Errorf("create tables: %w", err)
 		}
 		exporter.Reset()
-		if err := play(ctx, db, rivals, box.DB()); err != nil {
-			return nil, fmt.Errorf("bring about a deadlock and a serialization failure: %w", err)
+		err := scene.play(ctx, stage{db: db, rivals: rivals, watch: box.DB(), tracer: provider.Tracer("application")})
+		if err != nil {
+			return nil, fmt.Errorf("bring about a conflict to show: %w", err)
 		}
-		if root, err = build(exporter.GetSpans()); err != nil {
+		if root, err = build(exporter.GetSpans(), scene.root); err != nil {
 			return nil, err
 		}
-		if len(root.attempts()) > 2 {
+		if len(root.attempts()) >= scene.attempts {
 			break
 		}
 	}
 	return root, nil
 }
 
-// play runs the transaction against rivals that do, in each attempt, what makes it fail.
-func play(ctx context.Context, db, rivals, watch *sql.DB) error {
+// playClosure runs the transaction against rivals that do, in each attempt, what makes it fail.
+func playClosure(ctx context.Context, s stage) error {
 	crossed := make(chan error, 1)
-	first, err := begin(ctx, rivals)
+	first, err := begin(ctx, s.rivals)
 	if err != nil {
 		return err
 	}
@@ -81,7 +111,7 @@ func play(ctx context.Context, db, rivals, watch *sql.DB) error {
 	}
 	attempt := 0
 	options := &sql.TxOptions{Isolation: sql.LevelRepeatableRead}
-	err = pgretry.RunInTx(pgretry.ContextWithName(ctx, "greeting"), db, options, func(ctx context.Context, tx *sql.Tx) error {
+	err = pgretry.RunInTx(pgretry.ContextWithName(ctx, "greeting"), s.db, options, func(ctx context.Context, tx *sql.Tx) error {
 		attempt++
 		if attempt == 2 {
 			// Until then it holds "hello", and the second attempt must get further than the first.
@@ -99,12 +129,12 @@ func play(ctx context.Context, db, rivals, watch *sql.DB) error {
 		switch attempt {
 		case 1:
 			go func() { crossed <- first.crossOver(ctx) }()
-			if err := first.waitUntilCheckedForDeadlock(ctx, watch); err != nil {
+			if err := first.waitUntilCheckedForDeadlock(ctx, s.watch); err != nil {
 				return err
 			}
 		case 2:
 			// Behind this transaction's snapshot.
-			if _, err := rivals.ExecContext(ctx, updateWord, "world"); err != nil {
+			if _, err := s.rivals.ExecContext(ctx, updateWord, "world"); err != nil {
 				return fmt.Errorf("rival transaction: %w", err)
 			}
 		}
@@ -112,6 +142,56 @@ func play(ctx context.Context, db, rivals, watch *sql.DB) error {
 		return err
 	})
 	return err
+}
+
+// playReplay runs a transaction as an application does that knows nothing of retries, against a
+// rival that makes its first attempt fail.
+func playReplay(ctx context.Context, s stage) error {
+	first, err := begin(ctx, s.rivals)
+	if err != nil {
+		return err
+	}
+	defer first.tx.Rollback() // has an effect only if the scene broke off
+	if _, err := first.tx.ExecContext(ctx, updateWord, "world"); err != nil {
+		return err
+	}
+	var crossed chan error
+	ended := []error{s.greet(ctx, func() error {
+		crossed = make(chan error, 1)
+		go func() { crossed <- first.crossOver(ctx) }()
+		return first.waitUntilCheckedForDeadlock(ctx, s.watch)
+	})}
+	if crossed != nil {
+		ended = append(ended, <-crossed)
+	}
+	// Either of the two may be the one that the server aborts.
+	for _, err := range ended {
+		if server, ok := errors.AsType[*pq.Error](err); err != nil && (!ok || server.Code != deadlockDetected) {
+			return err
+		}
+	}
+	return nil
+}
+
+// greet is the application, with a gap in which something happens.
+func (s stage) greet(ctx context.Context, between func() error) error {
+	ctx, span := s.tracer.Start(ctx, applicationSpan)
+	defer span.End()
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // has an effect only if it was not committed
+	if _, err := tx.ExecContext(ctx, updateWord, "hello"); err != nil {
+		return err
+	}
+	if err := between(); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, updateWord, "world"); err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
 // rival is a session that is in the way.

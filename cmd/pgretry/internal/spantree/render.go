@@ -39,6 +39,10 @@ func (s *Span) line() string {
 	words := []string{s.Name}
 	if n, ok := s.Attributes[attemptKey]; ok && s.Name == attemptSpan {
 		words[0] += fmt.Sprintf(" %v", n)
+		// The transaction's span above them says that it is a closure.
+		if kind, ok := s.Attributes[kindKey]; ok && kind != kindClosure {
+			words[0] += fmt.Sprintf(" (%v)", kind)
+		}
 	}
 	words = append(words, round(s.Duration).String())
 	for _, key := range []string{nameKey, outcomeKey, sqlstateKey} {

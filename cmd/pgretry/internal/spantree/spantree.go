@@ -3,7 +3,6 @@
 package spantree
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -18,13 +17,18 @@ import (
 const (
 	transactionSpan = "pgretry.transaction"
 	attemptSpan     = "pgretry.attempt"
+	// applicationSpan is the application's own.
+	applicationSpan = "POST /greeting"
 
 	nameKey     = "pgretry.transaction.name"
 	attemptKey  = "pgretry.attempt"
+	kindKey     = "pgretry.attempt.kind"
 	outcomeKey  = "pgretry.outcome"
 	backoffKey  = "pgretry.backoff"
 	cycleKey    = "pgretry.deadlock.cycle"
 	sqlstateKey = "db.response.status_code"
+
+	kindClosure = "closure"
 )
 
 // Span is one span and what happened within it.
@@ -55,11 +59,11 @@ func (s *Span) attempts() []*Span {
 	return attempts
 }
 
-// build arranges spans under the one transaction among them.
-func build(stubs tracetest.SpanStubs) (*Span, error) {
-	at := slices.IndexFunc(stubs, func(s tracetest.SpanStub) bool { return s.Name == transactionSpan })
+// build arranges spans under the one among them that has the root's name.
+func build(stubs tracetest.SpanStubs, rootName string) (*Span, error) {
+	at := slices.IndexFunc(stubs, func(s tracetest.SpanStub) bool { return s.Name == rootName })
 	if at < 0 {
-		return nil, errors.New("no span " + transactionSpan + " was recorded")
+		return nil, fmt.Errorf("no span %s was recorded", rootName)
 	}
 	root := stubs[at]
 	slices.SortStableFunc(stubs, func(a, b tracetest.SpanStub) int { return a.StartTime.Compare(b.StartTime) })
@@ -88,7 +92,7 @@ func build(stubs tracetest.SpanStubs) (*Span, error) {
 	}
 	span := convert(root)
 	if len(span.attempts()) == 0 {
-		return nil, fmt.Errorf("no span %s was recorded below %s", attemptSpan, transactionSpan)
+		return nil, fmt.Errorf("no span %s was recorded below %s", attemptSpan, rootName)
 	}
 	return span, nil
 }

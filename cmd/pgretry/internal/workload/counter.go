@@ -7,36 +7,51 @@ import (
 )
 
 // counter inserts a child and then updates its parent's counter, as ActiveRecord's counter caches
-// do. The foreign key's check locks the parent FOR KEY SHARE. Since PostgreSQL 9.3 an UPDATE of
-// another column gets along with that; a lock FOR UPDATE, which many put before it, does not.
+// do, with an event that refers to the child by the id the database gave it. The foreign key's check
+// locks the parent FOR KEY SHARE. Since PostgreSQL 9.3 an UPDATE of another column gets along with
+// that; a lock FOR UPDATE, which many put before it, does not.
 type counter struct{ seed uint64 }
 
 const counterParents = 2
 
-func (counter) Name() string  { return "counter" }
-func (counter) About() string { return "insert a child, then lock and update the parent's counter" }
+func (counter) Name() string { return "counter" }
+func (counter) About() string {
+	return "insert a child, RETURNING its id, then lock and update the parent's counter"
+}
 
 func (counter) TxOptions() *sql.TxOptions { return nil }
 
+// The column request names the logical transaction: the ids have gaps.
 func (w counter) Setup(ctx context.Context, db *sql.DB) error {
 	return create(ctx, db, w, fmt.Sprintf(`
 		CREATE TABLE parents (id integer PRIMARY KEY, children bigint NOT NULL);
-		CREATE TABLE children (id bigint NOT NULL, parent integer NOT NULL REFERENCES parents);
+		CREATE TABLE children (
+			id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+			parent integer NOT NULL REFERENCES parents, request bigint NOT NULL
+		);
+		CREATE TABLE events (child bigint NOT NULL, request bigint NOT NULL);
 		INSERT INTO parents SELECT id, 0 FROM generate_series(1, %d) AS id`, counterParents))
 }
 
 func (w counter) Transaction(id int64) Body {
 	parent := w.parent(id)
 	return func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO children (id, parent) VALUES ($1, $2)`, id, parent); err != nil {
-			return err
+		var child int64
+		err := tx.QueryRowContext(ctx, `INSERT INTO children (parent, request) VALUES ($1, $2) RETURNING id`, parent, id).Scan(&child)
+		if err != nil {
+			return fmt.Errorf("insert the child: %w", err)
 		}
 		var children int64
 		if err := tx.QueryRowContext(ctx, `SELECT children FROM parents WHERE id = $1 FOR UPDATE`, parent).Scan(&children); err != nil {
-			return err
+			return fmt.Errorf("lock the parent: %w", err)
 		}
-		_, err := tx.ExecContext(ctx, `UPDATE parents SET children = $1 WHERE id = $2`, children+1, parent)
-		return err
+		if _, err := tx.ExecContext(ctx, `UPDATE parents SET children = $1 WHERE id = $2`, children+1, parent); err != nil {
+			return fmt.Errorf("update the counter: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO events (child, request) VALUES ($1, $2)`, child, id); err != nil {
+			return fmt.Errorf("insert the event: %w", err)
+		}
+		return nil
 	}
 }
 
@@ -50,5 +65,15 @@ func (w counter) Check(ctx context.Context, db *sql.DB, committed []int64) error
 	if err := expectEach(ctx, db, w, "the counter of parent", counts, `SELECT id, children FROM parents`); err != nil {
 		return err
 	}
-	return expectIDs(ctx, db, w, "children", committed, `SELECT id FROM children ORDER BY id`)
+	if err := expectEach(ctx, db, w, "the number of children of parent", counts, `SELECT parent, count(*) FROM children GROUP BY parent`); err != nil {
+		return err
+	}
+	if err := expectIDs(ctx, db, w, "requests with a child", committed, `SELECT request FROM children ORDER BY request`); err != nil {
+		return err
+	}
+	if err := expectIDs(ctx, db, w, "requests with an event", committed, `SELECT request FROM events ORDER BY request`); err != nil {
+		return err
+	}
+	return expect(ctx, db, w, "the number of events that refer to their own transaction's child", int64(len(committed)),
+		`SELECT count(*) FROM events JOIN children ON children.id = events.child AND children.request = events.request`)
 }

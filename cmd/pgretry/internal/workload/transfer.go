@@ -6,24 +6,26 @@ import (
 	"fmt"
 )
 
-// transfer moves money between hot accounts: read both balances, compute, write both. READ
-// COMMITTED needs FOR UPDATE for that, or it would silently lose updates; the higher levels notice
-// by themselves.
+// transfer moves money between hot accounts and enters it in a ledger.
 type transfer struct {
-	seed  uint64
-	level isolation
+	seed    uint64
+	variant transferVariant
 }
 
-type isolation struct {
-	suffix, name string
-	level        sql.IsolationLevel
-	lock         string
+type transferVariant struct {
+	suffix, about string
+	level         sql.IsolationLevel
+	move          func(context.Context, *sql.Tx, payment) error
 }
 
+// The first variant leaves the arithmetic to the database and reads nothing. The others read both
+// balances, compute, and write both. READ COMMITTED needs FOR UPDATE for that, or it would silently
+// lose updates; the higher levels notice by themselves.
 var (
-	readCommitted  = isolation{"rc", "READ COMMITTED with FOR UPDATE", sql.LevelReadCommitted, " FOR UPDATE"}
-	repeatableRead = isolation{"rr", "REPEATABLE READ", sql.LevelRepeatableRead, ""}
-	serializable   = isolation{"ser", "SERIALIZABLE", sql.LevelSerializable, ""}
+	addInPlace     = transferVariant{"write", "two UPDATEs that add, READ COMMITTED", sql.LevelReadCommitted, add}
+	readCommitted  = transferVariant{"rc", "read, then write, READ COMMITTED with FOR UPDATE", sql.LevelReadCommitted, readAndWrite(" FOR UPDATE")}
+	repeatableRead = transferVariant{"rr", "read, then write, REPEATABLE READ", sql.LevelRepeatableRead, readAndWrite("")}
+	serializable   = transferVariant{"ser", "read, then write, SERIALIZABLE", sql.LevelSerializable, readAndWrite("")}
 )
 
 const (
@@ -31,10 +33,10 @@ const (
 	transferOpening  = 1000
 )
 
-func (w transfer) Name() string  { return "transfer/" + w.level.suffix }
-func (w transfer) About() string { return "money between hot accounts, " + w.level.name }
+func (w transfer) Name() string  { return "transfer/" + w.variant.suffix }
+func (w transfer) About() string { return "money between hot accounts: " + w.variant.about }
 
-func (w transfer) TxOptions() *sql.TxOptions { return &sql.TxOptions{Isolation: w.level.level} }
+func (w transfer) TxOptions() *sql.TxOptions { return &sql.TxOptions{Isolation: w.variant.level} }
 
 func (w transfer) Setup(ctx context.Context, db *sql.DB) error {
 	return create(ctx, db, w, fmt.Sprintf(`
@@ -46,23 +48,43 @@ func (w transfer) Setup(ctx context.Context, db *sql.DB) error {
 func (w transfer) Transaction(id int64) Body {
 	p := w.payment(id)
 	return func(ctx context.Context, tx *sql.Tx) error {
+		if err := w.variant.move(ctx, tx, p); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO ledger (id, payer, payee, amount) VALUES ($1, $2, $3, $4)`, id, p.payer, p.payee, p.amount)
+		return err
+	}
+}
+
+// add locks the accounts in whatever order they were drawn.
+func add(ctx context.Context, tx *sql.Tx, p payment) error {
+	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET balance = balance - $1 WHERE id = $2`, p.amount, p.payer); err != nil {
+		return fmt.Errorf("debit the payer: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET balance = balance + $1 WHERE id = $2`, p.amount, p.payee); err != nil {
+		return fmt.Errorf("credit the payee: %w", err)
+	}
+	return nil
+}
+
+func readAndWrite(lock string) func(context.Context, *sql.Tx, payment) error {
+	read := `SELECT balance FROM accounts WHERE id = $1` + lock
+	const write = `UPDATE accounts SET balance = $1 WHERE id = $2`
+	return func(ctx context.Context, tx *sql.Tx, p payment) error {
 		var payerHas, payeeHas int64
-		read := `SELECT balance FROM accounts WHERE id = $1` + w.level.lock
 		if err := tx.QueryRowContext(ctx, read, p.payer).Scan(&payerHas); err != nil {
 			return fmt.Errorf("read the payer's balance: %w", err)
 		}
 		if err := tx.QueryRowContext(ctx, read, p.payee).Scan(&payeeHas); err != nil {
 			return fmt.Errorf("read the payee's balance: %w", err)
 		}
-		const write = `UPDATE accounts SET balance = $1 WHERE id = $2`
 		if _, err := tx.ExecContext(ctx, write, payerHas-p.amount, p.payer); err != nil {
 			return fmt.Errorf("debit the payer: %w", err)
 		}
 		if _, err := tx.ExecContext(ctx, write, payeeHas+p.amount, p.payee); err != nil {
 			return fmt.Errorf("credit the payee: %w", err)
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO ledger (id, payer, payee, amount) VALUES ($1, $2, $3, $4)`, id, p.payer, p.payee, p.amount)
-		return err
+		return nil
 	}
 }
 

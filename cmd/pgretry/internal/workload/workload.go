@@ -46,16 +46,17 @@ func All(seed uint64) []Workload {
 		counter{seed: seed},
 		share{seed: seed},
 		skew{seed: seed},
-		transfer{seed: seed, level: readCommitted},
-		transfer{seed: seed, level: repeatableRead},
-		transfer{seed: seed, level: serializable},
+		transfer{seed: seed, variant: addInPlace},
+		transfer{seed: seed, variant: readCommitted},
+		transfer{seed: seed, variant: repeatableRead},
+		transfer{seed: seed, variant: serializable},
 		ids{seed: seed},
 	}
 }
 
 // Select returns the named workloads in the order of All, each once. A name before a slash stands
-// for all of its variants: "transfer" for "transfer/rc", "transfer/rr" and "transfer/ser". No names
-// select everything; a name that nothing answers to is an error that lists the right ones.
+// for all of its variants: "transfer" for "transfer/write", "transfer/rc" and so on. No names select
+// everything; a name that nothing answers to is an error that lists the right ones.
 func Select(seed uint64, names []string) ([]Workload, error) {
 	all := All(seed)
 	if len(names) == 0 {

@@ -112,8 +112,16 @@ func TestChecksNoticeCorruptedData(t *testing.T) {
 		},
 		"counter": {
 			`UPDATE parents SET children = children - 1 WHERE id = 1`,
-			`DELETE FROM children WHERE id = 1`,
-			`INSERT INTO children SELECT * FROM children WHERE id = 1`,
+			`UPDATE parents SET children = children + CASE id WHEN 1 THEN 1 ELSE -1 END`,
+			`UPDATE children SET parent = 3 - parent WHERE request = 1`,
+			`UPDATE children SET request = 1000 WHERE request = 1`,
+			`DELETE FROM children WHERE request = 1`,
+			`INSERT INTO children (parent, request) SELECT parent, request FROM children WHERE request = 1`,
+			`DELETE FROM events WHERE request = 1`,
+			`INSERT INTO events SELECT * FROM events WHERE request = 1`,
+			`UPDATE events SET child = (SELECT id FROM children WHERE request = 2) WHERE request = 1`,
+			// The number that a rolled back attempt was given.
+			`UPDATE events SET child = child - 1 WHERE request = 1`,
 		},
 		"share": {
 			`UPDATE stock SET n = n - 1 WHERE id = 1`,
@@ -125,9 +133,10 @@ func TestChecksNoticeCorruptedData(t *testing.T) {
 			`DELETE FROM rota WHERE id = 1`,
 			`INSERT INTO rota SELECT * FROM rota WHERE id = 1`,
 		},
-		"transfer/rc":  transferCorruptions,
-		"transfer/rr":  transferCorruptions,
-		"transfer/ser": transferCorruptions,
+		"transfer/write": transferCorruptions,
+		"transfer/rc":    transferCorruptions,
+		"transfer/rr":    transferCorruptions,
+		"transfer/ser":   transferCorruptions,
 		"ids": {
 			`UPDATE products SET sold = sold - 1 WHERE id = 1`,
 			`DELETE FROM orders WHERE request = 1`,
@@ -135,6 +144,8 @@ func TestChecksNoticeCorruptedData(t *testing.T) {
 			`DELETE FROM lines WHERE ctid = (SELECT min(ctid) FROM lines)`,
 			`INSERT INTO lines VALUES (0, 1, 1)`,
 			`UPDATE lines SET order_id = (SELECT id FROM orders WHERE request = 2) WHERE request = 1`,
+			// The number that a rolled back attempt was given.
+			`UPDATE lines SET order_id = order_id - 1 WHERE request = 1`,
 		},
 	}
 	for _, w := range workload.All(seed) {
@@ -198,9 +209,9 @@ func TestSelectUnderstandsFamiliesAndKeepsOrder(t *testing.T) {
 	for _, test := range []struct {
 		names, want []string
 	}{
-		{nil, []string{"crossing", "upserts", "cache", "counter", "share", "skew", "transfer/rc", "transfer/rr", "transfer/ser", "ids"}},
+		{nil, []string{"crossing", "upserts", "cache", "counter", "share", "skew", "transfer/write", "transfer/rc", "transfer/rr", "transfer/ser", "ids"}},
 		{[]string{"ids", "crossing", "ids"}, []string{"crossing", "ids"}},
-		{[]string{"transfer"}, []string{"transfer/rc", "transfer/rr", "transfer/ser"}},
+		{[]string{"transfer"}, []string{"transfer/write", "transfer/rc", "transfer/rr", "transfer/ser"}},
 		{[]string{"transfer/rr"}, []string{"transfer/rr"}},
 	} {
 		selected, err := workload.Select(seed, test.names)
