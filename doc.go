@@ -2,12 +2,31 @@
 // and serialization failures. It wraps the real driver, lib/pq unless told
 // otherwise, and is used in its place:
 //
-//	db, err := sql.Open(pgretry.DriverName, "postgres://…")
+//	db, err := sql.Open(pgretry.DriverName, "postgres://…") // was: sql.Open("postgres", …)
 //
 // PostgreSQL resolves a deadlock by ending one of the transactions with SQLSTATE
 // 40P01, and under REPEATABLE READ and SERIALIZABLE it ends transactions that it
 // cannot bring into an order with 40001. Nothing of such a transaction remains,
-// and the manual asks for all of it to be run again. [RunInTx] does that:
+// and the manual asks for all of it to be run again. This driver does that in two
+// ways.
+//
+// # Replay
+//
+// With no change but the driver's name, it keeps a journal of each transaction: the
+// statements, their arguments, and a digest of everything that they have shown. When
+// the server ends the transaction, the driver rolls back, waits, begins again,
+// executes the journal and compares. If every row, column, row count and error comes
+// out as the application has seen it, the application goes on as if nothing had
+// happened. If not, it gets the server's error, as it would have without the driver,
+// with a sentence more in its hint, and every later call of the transaction an error
+// that matches [ErrDiverged]. Statements outside transactions are executed again too.
+//
+// What was read and has changed cannot be replayed. Whoever can give the work as a
+// closure gets further:
+//
+// # Closures
+//
+// [RunInTx] runs a function in a transaction, and all of it again after a conflict:
 //
 //	err := pgretry.RunInTx(ctx, db, nil, func(ctx context.Context, tx *sql.Tx) error {
 //		if _, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance - $1 WHERE id = $2`, amount, from); err != nil {
@@ -18,45 +37,56 @@
 //	})
 //
 // [Retry] does it for libraries that begin and commit by themselves, such as an
-// ORM's transaction helper.
+// ORM's transaction helper. Inside either the driver replays nothing by itself.
 //
 // # What is promised
+//
+// Invisible or not at all: a replay succeeds only if the application cannot tell it
+// from a run in which the conflict never happened.
 //
 // At most once: no COMMIT is repeated unless it is certain that the earlier one
 // did not happen. If nobody can tell, the error is a [*CommitUnknownError]. A
 // closure that has already committed something, in a first transaction or by a
 // statement outside one, is not run again ([ErrAlreadyCommitted]).
 //
-// Nothing held while waiting: a failed attempt is rolled back and its connection
-// is back in the pool before the wait begins, so that a waiting transaction blocks
-// nobody.
+// Nothing held while waiting: a failed attempt is rolled back before the wait begins,
+// so that a waiting transaction blocks nobody.
 //
-// Bounded: attempts, elapsed time and delays have limits ([Policy]), and a
-// context's end or deadline is honoured at once, also while waiting.
+// Bounded: attempts, elapsed time, delays and the journal have limits ([Policy],
+// [WithJournalLimit]), and a context's end or deadline is honoured at once, also
+// while waiting.
 //
-// Seen: each attempt is an OpenTelemetry span below that of its transaction, with
-// the statements below it if they are asked for; a deadlock's wait-for cycle is an event on it;
-// [StatsOf] reports how much was protected. Neither arguments nor statement texts
+// Seen: each attempt is an OpenTelemetry span, with the statements below it if they
+// are asked for; a deadlock's wait-for cycle is an event on it; [StatsOf] reports how
+// much was protected and why the rest was not. Neither arguments nor statement texts
 // nor error messages are recorded unless asked for.
 //
 // A drop-in: what database/sql shows of the driver is what it shows of the inner
 // one. Errors, in particular, are the inner driver's own values. What
 // [sql.Conn.Raw] hands out is ours; [RawConn] leads to the inner connection.
 //
-// # What is not
+// # What is refused
 //
-// What a closure does outside the database, such as sending a message or counting
-// in memory, is done again when the closure runs again; what it reads into
-// variables outside itself must be reset when it begins. The same goes for what
-// the database does outside the transaction: sequences advance, and functions of
-// extensions such as dblink may have effects that no rollback undoes.
+// A transaction is not replayed after it did something that the driver knows to
+// survive a rollback or cannot compare: advisory locks, PREPARE and other changes of
+// the session, dblink and its like, COPY from files, COMMIT sent as a statement, and
+// so on. The constants of type [RefusalReason] are the list. From there on it is as
+// it would be without the driver, and a conflict's hint, the span, the metrics and
+// StatsOf say why. Functions of one's own that have such effects can be named
+// ([WithDeniedFunctions]), harmless ones permitted ([WithAllowedFunctions]).
 //
-// Transactions that are not in a closure pass through as they are: their conflicts
-// are returned, counted and traced, but not retried. So is a statement outside a
-// transaction that a broken connection interrupts: as with lib/pq alone,
-// database/sql may send it again on another connection.
+// # What to know
 //
-// Retrying is only as good as what the driver sees. A closure must use the context
-// and the transaction that it is given; what goes past them, for example through
-// [sql.Conn.Raw], the driver cannot protect.
+// What an application does outside the database between two statements is not undone
+// by a replay, and is done again by a closure: sending a message, counting in memory.
+// A replay lets go of the transaction's locks and takes them again: who relies on a
+// lock for work outside the database must not be replayed. What hides in views,
+// triggers, defaults and stored functions the driver does not see. Sequences advance
+// with each attempt.
+//
+// To turn replay off: [ContextWithoutReplay] for one transaction, [WithMode] or
+// pgretry_mode=closure in the DSN for a database, pgretry_mode=off for closures too.
+//
+// A statement outside a transaction that a broken connection interrupts may be sent
+// again by database/sql on another connection, as with lib/pq alone.
 package pgretry

@@ -1,6 +1,12 @@
 package pgretry
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
+)
 
 // RefusalReason says why a transaction, or a statement outside one, is not run
 // again although its error would be retried. What hides behind a name (a view, a
@@ -119,4 +125,105 @@ func explain(o outcome, reason RefusalReason, words string) string {
 		words = " (" + words + ")"
 	}
 	return fmt.Sprintf("pgretry: not replayed, because %s%s [%s].", refusalWords[reason], words, reason)
+}
+
+// met returns a conflict that is not replayed to the application, as it is but for
+// the hint, and other errors as they are.
+func (t *tx) met(v verdict) error {
+	if !t.replayable(v) {
+		return v.err
+	}
+	t.surface()
+	if !t.refusal.tells() {
+		return v.err
+	}
+	t.tellFinal(outcomeRefused, v, t.refusal, t.refusedFor)
+	return hinted(v.err, explain(outcomeRefused, t.refusal, t.refusedFor))
+}
+
+// surface counts a conflict that the application sees.
+func (t *tx) surface() {
+	t.surfaced = true
+	t.conn.connector.stats.surfaced()
+}
+
+// refuse gives up the journal: from now on the transaction is as it would be without
+// the driver.
+func (t *tx) refuse(reason RefusalReason, what string) {
+	if !t.covered {
+		return
+	}
+	t.covered, t.refusal, t.refusedFor = false, reason, what
+	t.conn.connector.stats.peak(t.journal().size)
+	t.journal().reset()
+	t.conn.connector.telemetry.unprotected(t.began, reason)
+}
+
+// refuseForeignTables looks for foreign tables, whose servers have their part of the
+// transaction committed even if COMMIT failed here.
+func (t *tx) refuseForeignTables() {
+	for i := range t.journal().entries {
+		// A foreign table that the transaction made is gone by now.
+		if e := &t.journal().entries[i]; e.info.Keyword == sqltext.DDL && strings.Contains(strings.ToLower(e.text), "foreign") {
+			t.refuse(RefusedForeignTables, "")
+			return
+		}
+	}
+	if found, err := t.conn.hasForeignTables(t.began); err != nil || found {
+		t.refuse(RefusedForeignTables, "")
+	}
+}
+
+func (c *conn) hasForeignTables(ctx context.Context) (bool, error) {
+	found, err := c.ask(ctx, "SELECT 'yes' FROM pg_catalog.pg_foreign_table LIMIT 1")
+	return found != "", err
+}
+
+// refuses says whether a statement stands in the way of a replay, and what of it.
+func (c *config) refuses(kind callKind, info *sqltext.Info) (reason RefusalReason, what string) {
+	if kind == callPrepare || kind == callClose {
+		return "", "" // it is executed later, or is COPY from the client
+	}
+	if info.EndsTx || info.BeginsTx {
+		return RefusedTxControl, info.Keyword.String()
+	}
+	if len(c.denied) > 0 {
+		for _, name := range info.Functions {
+			if c.denied.match(name) {
+				return RefusedDeniedFunction, name
+			}
+		}
+	}
+	if info.Hazard == sqltext.HazardNone {
+		return "", ""
+	}
+	if len(c.allowed) > 0 && byFunction(info.Hazard) {
+		for _, name := range info.Functions {
+			if hazard := sqltext.HazardOfFunction(name); hazard != sqltext.HazardNone && !c.allowed.match(name) {
+				return hazardReasons[hazard], name
+			}
+		}
+		return "", ""
+	}
+	return hazardReasons[info.Hazard], info.HazardName
+}
+
+// byFunction says whether a hazard lies in functions and nothing else.
+func byFunction(hazard sqltext.Hazard) bool {
+	switch hazard {
+	case sqltext.HazardAdvisoryLock, sqltext.HazardAdvisoryXactLock, sqltext.HazardOutside:
+		return true
+	}
+	return false
+}
+
+var hazardReasons = map[sqltext.Hazard]RefusalReason{
+	sqltext.HazardUnreadable:          RefusedUnreadable,
+	sqltext.HazardTxControl:           RefusedTxControl,
+	sqltext.HazardPreparedTransaction: RefusedPreparedTransaction,
+	sqltext.HazardAdvisoryLock:        RefusedAdvisoryLock,
+	sqltext.HazardAdvisoryXactLock:    RefusedAdvisoryXactLock,
+	sqltext.HazardSessionState:        RefusedSessionState,
+	sqltext.HazardCopy:                RefusedServerCopy,
+	sqltext.HazardOutside:             RefusedOutsideEffect,
 }

@@ -246,3 +246,30 @@ func (r *rows) ColumnTypePrecisionScale(index int) (precision, scale int64, ok b
 	}
 	return 0, 0, false
 }
+
+// closedRows stand for rows that were read as far as they will be.
+type closedRows struct{ names []string }
+
+func (r closedRows) Columns() []string { return r.names }
+
+func (r closedRows) Close() error { return nil }
+
+func (r closedRows) Next([]driver.Value) error { return io.EOF }
+
+// failedRows stand for rows whose transaction is over.
+type failedRows struct {
+	names []string
+	tx    *tx
+	err   error // the conflict that ended it
+}
+
+func (r failedRows) Columns() []string { return r.names }
+
+func (r failedRows) Close() error { return nil }
+
+func (r failedRows) Next([]driver.Value) error {
+	if r.tx.poison != nil {
+		return r.tx.poison
+	}
+	return r.err
+}

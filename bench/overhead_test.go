@@ -58,6 +58,9 @@ func retry(ctx context.Context, db *sql.DB) error {
 	return pgretry.Retry(ctx, func(ctx context.Context) error { return begin(ctx, db) })
 }
 
+// batch is how many transactions are timed together.
+const batch = 200
+
 // system is one way to run the transaction.
 type system struct {
 	name string
@@ -109,14 +112,13 @@ func BenchmarkTransaction(b *testing.B) {
 // so that both see the same machine, and reports the median of the differences as
 // over-ns/tx.
 func BenchmarkOverhead(b *testing.B) {
-	const batch = 200
 	bare := systems()[0]
 	for _, s := range systems()[1:] {
 		b.Run(s.name, func(b *testing.B) {
 			bareDB, db := openSystem(b, bare), openSystem(b, s)
 			var bareTimes, over []time.Duration
 			for b.Loop() {
-				without, with := runBatch(b, bare, bareDB, batch), runBatch(b, s, db, batch)
+				without, with := runBatch(b, bare, bareDB), runBatch(b, s, db)
 				bareTimes = append(bareTimes, without/batch)
 				over = append(over, (with-without)/batch)
 			}
@@ -131,7 +133,6 @@ func BenchmarkOverhead(b *testing.B) {
 // BenchmarkJournal compares a transaction that can be replayed with one that cannot:
 // what journal and digest cost over the driver without them.
 func BenchmarkJournal(b *testing.B) {
-	const batch = 200
 	var with, without system
 	for _, s := range systems() {
 		switch s.name {
@@ -144,7 +145,7 @@ func BenchmarkJournal(b *testing.B) {
 	withDB, withoutDB := openSystem(b, with), openSystem(b, without)
 	var over []time.Duration
 	for b.Loop() {
-		plain, journalled := runBatch(b, without, withoutDB, batch), runBatch(b, with, withDB, batch)
+		plain, journalled := runBatch(b, without, withoutDB), runBatch(b, with, withDB)
 		over = append(over, (journalled-plain)/batch)
 	}
 	b.ReportMetric(0, "ns/op") // a pair of batches is nobody's operation
@@ -164,10 +165,10 @@ func openSystem(tb testing.TB, s system) *sql.DB {
 	return db
 }
 
-func runBatch(tb testing.TB, s system, db *sql.DB, n int) time.Duration {
+func runBatch(tb testing.TB, s system, db *sql.DB) time.Duration {
 	tb.Helper()
 	start := time.Now()
-	for range n {
+	for range batch {
 		if err := s.run(context.Background(), db); err != nil {
 			tb.Fatal(err)
 		}
