@@ -27,6 +27,7 @@ type repeat struct {
 	text     string
 	pace     pace
 	original verdict
+	survived bool // the last conflict; for rows it counts when they are closed
 	span     trace.Span
 	previous trace.SpanContext
 }
@@ -47,6 +48,7 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 		}
 		result, err = s.exec(c, r.run)
 		if again, err := r.ended(err); !again {
+			r.count()
 			return result, err
 		}
 	}
@@ -58,8 +60,9 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 	inner, err := s.query(c, ctx)
 	lone.executed(err)
 	c.noteRaw(s.text, err)
+	var r *repeat
 	if err != nil && lone.attempt == nil && c.isConflict(err) {
-		r := c.newRepeat(ctx, s.text, err)
+		r = c.newRepeat(ctx, s.text, err)
 		for again := true; again; {
 			if err := r.pause(err); err != nil {
 				return nil, err
@@ -72,6 +75,7 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 		return nil, err
 	}
 	rows := newRows(c, inner, 0, lone)
+	rows.repeat = r
 	if lone.attempt == nil && c.connector.config.mode == ModeReplay {
 		c.keepLone(ctx, s, rows)
 	}
@@ -221,6 +225,7 @@ func (r *repeat) refuses() (reason RefusalReason, what string) {
 func (r *repeat) giveUp(o outcome, reason RefusalReason, words string) error {
 	connector := r.conn.connector
 	connector.stats.surfaced()
+	r.survived = false
 	if !reason.tells() && o == outcomeRefused {
 		return r.original.err
 	}
@@ -241,7 +246,7 @@ func (r *repeat) cut(words string, cause error) error {
 func (r *repeat) ended(err error) (again bool, _ error) {
 	switch {
 	case err == nil:
-		r.conn.connector.stats.hid(sqlState(r.original.err))
+		r.survived = true
 		r.endSpan(outcomeCommitted, nil)
 		return false, nil
 	case r.conn.isConflict(err):
@@ -250,11 +255,19 @@ func (r *repeat) ended(err error) (again bool, _ error) {
 	case Classify(err, PhaseStatement) == ClassAborted:
 		// A transaction is open that the driver knows nothing of.
 		r.endSpan(outcomeRolledBack, err)
+		r.survived = false
 		r.conn.connector.stats.surfaced()
 		return false, r.original.err
 	}
 	r.endSpan(outcomeRolledBack, err)
 	return false, err
+}
+
+// count counts the statement as one whose conflicts were hidden, if they were.
+func (r *repeat) count() {
+	if r.survived {
+		r.conn.connector.stats.hid(sqlState(r.original.err))
+	}
 }
 
 func (r *repeat) startSpan() {

@@ -144,16 +144,17 @@ func (r *replay) attempt(v verdict) (setback, error) {
 		}
 		return setback{}, r.poison(outcomeExhausted, ErrExhausted, "", limit, cause)
 	}
+	pin := from != fromBegin && t.savepoints.stack[from].pin
 	failed := r.goBack(from, v)
 	if failed.kind == noSetback {
 		failed = r.execute(r.first(from))
 	}
 	switch failed.kind {
 	case diverged:
-		if pin := from != fromBegin && t.savepoints.stack[from].pin; pin {
+		if pin {
 			return setback{kind: conflicted, verdict: r.original}, nil // from somewhere else next
 		}
-		if r.mayHandOut() && (from != fromBegin || failed.statement >= r.inner) {
+		if r.mayHandOut() {
 			return setback{}, r.handOut(outcomeDiverged, "", r.differs(failed))
 		}
 		return setback{}, r.poison(outcomeDiverged, ErrDiverged, "", r.differs(failed), nil)
@@ -176,16 +177,15 @@ const (
 // restart chooses where the next attempt begins: at the newest pin; at the
 // application's newest savepoint; at BEGIN.
 //
-// What lies inside a savepoint of the application is replayed from BEGIN only if
-// nothing but row counts was shown before the savepoint. Then it is next to certain
-// that at least everything up to the savepoint will come out the same, so that the
-// application can still go back to it.
+// What lies inside a savepoint of the application is replayed from BEGIN only if the
+// transaction has shown nothing but row counts. Then it is next to certain to come out
+// the same. If it does not, the application cannot go back to its savepoint any more.
 func (r *replay) restart() int {
 	t := r.t
 	if r.begun {
 		return fromBegin
 	}
-	counted := r.inner < 0 || t.journal().showsCountsOnly(r.inner)
+	counted := r.inner < 0 || t.journal().showsCountsOnly()
 	if t.readCommitted() {
 		s := &t.savepoints
 		if top := len(s.stack) - 1; top >= 0 && s.stack[top].pin && !t.place.pinUseless &&
@@ -209,15 +209,17 @@ func (r *replay) restart() int {
 	return fromBegin
 }
 
-// mayHandOut says whether there is a transaction on the server that stands inside
-// the same savepoint of the application as when the conflict came.
+// mayHandOut says whether the transaction on the server is still the one in which the
+// conflict came, and stands inside the same savepoint of the application. In another
+// one, begun since, locks were let go and the snapshot is new.
 func (r *replay) mayHandOut() bool {
 	i := r.t.savepoints.newest()
-	return r.inner >= 0 && r.t.inner != nil && i >= 0 && r.t.savepoints.stack[i].after >= r.inner
+	return !r.begun && i >= 0 && r.t.savepoints.stack[i].after == r.inner
 }
 
 func (r *replay) possible(s savepoint) bool {
-	return s.after >= 0 && r.t.journal().lastsWithoutProof(s.after)
+	j := r.t.journal()
+	return s.after >= 0 && !j.showsReads(s.after) && !j.hasOpenCursor(s.after)
 }
 
 // first returns the first entry to execute again.

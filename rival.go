@@ -65,7 +65,7 @@ func blockedByVictim(err error) (waiter, victim int) {
 func (r *replay) rivals(ctx context.Context, v verdict) (transactions string) {
 	t := r.t
 	deadlock, ok := ParseDeadlock(v.err)
-	if !ok || len(deadlock.Edges) == 0 || !t.readCommitted() || !t.journal().showsReads() || t.conn.connector.noBlockers.Load() {
+	if !ok || len(deadlock.Edges) == 0 || !t.readCommitted() || !t.journal().showsReads(len(t.journal().entries)) || t.conn.connector.noBlockers.Load() {
 		return ""
 	}
 	var pids []string

@@ -111,6 +111,10 @@ func (r *rows) closed() {
 	if r.tx != 0 && r.tx == r.conn.tx.number {
 		r.conn.tx.cursorClosed(r)
 	}
+	if r.repeat != nil {
+		r.repeat.count()
+		r.repeat = nil
+	}
 	if r.stop != nil {
 		r.stop()
 		r.stop = nil

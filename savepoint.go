@@ -149,22 +149,24 @@ func (e *entry) deservesPin() bool {
 	return (e.info.Returning || e.info.LocksRows) && e.shows() == showsOwn
 }
 
-// lastsWithoutProof says whether all that was shown by the entries before one stays
-// true as long as it is not undone. A plain read does not, not even if it shows the
-// same when it is repeated: the other side of a deadlock commits only afterwards.
-func (j *journal) lastsWithoutProof(before int) bool {
-	for i := range before {
-		if e := &j.entries[i]; e.cursor != nil || e.shows() == showsOther {
-			return false
+// showsReads says whether anything was shown that others may change. If so, going
+// back to a savepoint is no way out of a deadlock: the other side has still to commit,
+// so that a read shows what it showed, and what is then written on its strength
+// overwrites what the other side has done. Errors in what is executed again, from an
+// entry on, are no such thing: they come again or do not.
+func (j *journal) showsReads(again int) bool {
+	for i := range j.entries {
+		if e := &j.entries[i]; e.shows() == showsOther && !(e.failed && i >= again) {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
-// showsReads says whether anything was shown that others may change.
-func (j *journal) showsReads() bool {
-	for i := range j.entries {
-		if e := &j.entries[i]; e.kind == callQuery && e.shows() == showsOther {
+// hasOpenCursor says whether rows of an entry before one are still being read.
+func (j *journal) hasOpenCursor(before int) bool {
+	for i := range before {
+		if j.entries[i].cursor != nil {
 			return true
 		}
 	}
@@ -184,16 +186,15 @@ func (s *savepoints) needsPin(j *journal, i int) bool {
 		}
 		s.looked++
 	}
-	if s.due && !j.lastsWithoutProof(i) {
-		s.noPins = true // nor will it later
+	if s.due && j.showsReads(i) {
+		s.noPins = true // they would be of no use
 	}
 	return s.due && !s.noPins
 }
 
-// showsCountsOnly says whether the entries before one have shown nothing but how
-// many rows they affected.
-func (j *journal) showsCountsOnly(before int) bool {
-	for i := range before {
+// showsCountsOnly says whether nothing was shown but how many rows were affected.
+func (j *journal) showsCountsOnly() bool {
+	for i := range j.entries {
 		e := &j.entries[i]
 		if e.failed || e.kind == callQuery || e.count == 0 && e.shows() != showsNothing {
 			return false

@@ -1,0 +1,19 @@
+// Package abort makes a PostgreSQL server abort transactions on purpose, so that
+// tests meet conflicts at every call and not only where the machine's timing puts
+// them.
+//
+// A [Connector] stands around another one, lib/pq's. In place of a call it makes
+// the server raise an error of SQLSTATE 40001 or 40P01, chosen by chance, and
+// returns that: the error is the server's, the block really is aborted, and
+// nothing of the call took effect. A wrapper under test goes around it:
+//
+//	injector, err := abort.NewConnector(inner, abort.WithSeed(1), abort.WithProbability(0.2))
+//	db := sql.OpenDB(wrap(injector))
+//
+// Which calls fail is a function of the seed, of the number of the connection and
+// of the number of the call on it.
+//
+// What no server does is not done here either: ROLLBACK and ROLLBACK TO never
+// fail, nor does anything in a block that is aborted already, nor rows whose end
+// was seen. Statements that begin or end a transaction as text are passed on.
+package abort
