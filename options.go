@@ -156,8 +156,10 @@ func (p PinPolicy) String() string {
 // instead, and what was shown stays true because it was never undone.
 //
 // A pin is a SAVEPOINT before the next statement: one more round trip after each
-// statement that needs one, at most 64 in a transaction. The default is
-// [PinsReturning].
+// statement that needs one, at most 64 in a transaction, and none once a plain read has
+// shown what others may change: the other side of a deadlock commits only afterwards,
+// and what it writes must not be overwritten. Pins are of no use where the deadlock is
+// about a lock that is older than the pin. The default is [PinsReturning].
 func WithPins(policy PinPolicy) Option {
 	return option(func(c *config) error {
 		if int(policy) >= len(pinPolicyNames) {
@@ -267,8 +269,10 @@ func WithAttributes(attributes ...attribute.KeyValue) Option {
 	})
 }
 
-// WithOnRetry calls hook for every decision about a failed attempt, after the
-// attempt was rolled back and before any wait. The hook runs on the
+// WithOnRetry calls hook for every decision about a failed attempt, of closures, of
+// transactions that the driver replays, and of statements outside transactions: after
+// the attempt was rolled back and before any wait, or, where the application is to
+// roll back because nothing is replayed, before it does. The hook runs on the
 // transaction's own goroutine: what it takes, the transaction waits.
 func WithOnRetry(hook func(context.Context, Event)) Option {
 	return option(func(c *config) error {

@@ -3,10 +3,13 @@ package pgretry
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/pgretry/pgretry/internal/drivertest"
 )
 
 // patient outlasts any storm of conflicts in a test.
@@ -60,6 +63,37 @@ func TestTransactionsThatShowNothingOfOthersNeverSeeAConflict(t *testing.T) {
 			}
 			if stats.Hidden == 0 || stats.PlainConflicts != 0 || stats.Diverged != 0 || stats.Protected != stats.Plain {
 				t.Errorf("the statistics are %+v", stats)
+			}
+		})
+	}
+}
+
+// Drivers made for tests answer what they did not expect with an error of their own,
+// and servers there may be that have no savepoints.
+func TestAPinThatCannotBeSetIsDoneWithout(t *testing.T) {
+	for name, refusal := range map[string]error{
+		"by a fake":   errors.New("was not expected"),
+		"by a server": serverErr("0A000"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.Rows("RETURNING", drivertest.ResultSet{Columns: []drivertest.Column{{Name: "id"}}, Rows: [][]driver.Value{{int64(1)}}})
+			pins := f.Fail(drivertest.Exec, refusal).Matching(setPin)
+			for range 2 {
+				err := plainly(t.Context(), f.db, sql.LevelReadCommitted, func(ctx context.Context, tx *sql.Tx) error {
+					var id int64
+					if err := tx.QueryRowContext(ctx, "INSERT INTO t VALUES (1) RETURNING id").Scan(&id); err != nil {
+						return err
+					}
+					_, err := tx.ExecContext(ctx, "UPDATE last")
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			if pins.Fired() != 1 {
+				t.Errorf("%d pins were tried, want 1", pins.Fired())
 			}
 		})
 	}
