@@ -30,7 +30,8 @@ type conn struct {
 	rawOpen  bool // a statement began a transaction and none has ended it
 	broken   bool // something that had to work did not: nobody may use it again
 
-	holdsCursor bool // there may be a cursor that outlives its transaction
+	otherDefault bool // transactions that do not ask for a level are not under READ COMMITTED
+	holdsCursor  bool // there may be a cursor that outlives its transaction
 }
 
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {

@@ -131,9 +131,8 @@ type Connector struct {
 	stats     stats
 	budget    retryBudget
 
-	defaultLevel atomic.Int32 // see tx.readsCommitted
-	pinsFail     atomic.Bool  // the server has no savepoints
-	noBlockers   atomic.Bool  // the server does not tell who blocks whom
+	pinsFail   atomic.Bool // the server has no savepoints
+	noBlockers atomic.Bool // the server does not tell who blocks whom
 }
 
 // NewConnector returns a connector around inner, to be used with sql.OpenDB:

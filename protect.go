@@ -18,6 +18,9 @@ func (t *tx) exec(ctx context.Context, s call) (driver.Result, error) {
 			t.executed(s.text, err)
 		}
 		if err == nil {
+			if !t.covered && len(t.savepoints.stack) > 0 {
+				t.savepoints.follow(analyze(s.text), 0)
+			}
 			if journalled && t.covered {
 				e := t.journal().last()
 				e.count = e.shown.digest.addResult(result)
@@ -121,10 +124,8 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 		return false, t.poison
 	}
 	if !t.covered {
-		if t.refusal != "" && len(t.savepoints.stack) > 0 {
-			// The stack is not kept up to date any longer: now or never.
-			err = t.unpin(ctx)
-			t.savepoints.reset()
+		if len(t.savepoints.stack) > 0 {
+			err = t.unpin(ctx) // they are of no use any more, and may be in the way
 		}
 		return false, err
 	}
@@ -135,15 +136,9 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 		}
 	}
 	reason, what := t.conn.connector.config.refuses(s.kind, info)
-	if info.WithHold {
-		t.conn.holdsCursor = true
-	}
-	if reason == "" && t.conn.holdsCursor {
-		switch info.Keyword {
-		case sqltext.Fetch, sqltext.Move, sqltext.Close:
-			// No rollback takes such a cursor back to where it stood.
-			reason, what = RefusedSessionState, info.Keyword.String()
-		}
+	if reason == "" && t.conn.holdsCursor && info.Keywords.Intersects(sqltext.KeywordsOf(sqltext.Fetch, sqltext.Move, sqltext.Close)) {
+		// No rollback takes such a cursor back to where it stood.
+		reason, what = RefusedSessionState, info.Keyword.String()
 	}
 	if reason != "" {
 		t.refuse(reason, what)

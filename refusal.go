@@ -38,7 +38,8 @@ const (
 	// database; [WithAllowedFunctions] permits it.
 	RefusedAdvisoryXactLock RefusalReason = "advisory_xact_lock"
 	// RefusedSessionState: PREPARE, DEALLOCATE, LOAD, DISCARD or a cursor WITH HOLD
-	// changed the session in a way that survives a rollback.
+	// changed the session in a way that survives a rollback, or EXECUTE ran a
+	// statement that PREPARE has hidden.
 	RefusedSessionState RefusalReason = "session_state"
 	// RefusedPreparedTransaction: the transaction was, or had to do with, one
 	// prepared for two-phase commit.
@@ -164,7 +165,7 @@ func (t *tx) refuse(reason RefusalReason, what string) {
 func (t *tx) refuseForeignTables() {
 	for i := range t.journal().entries {
 		// A foreign table that the transaction made is gone by now.
-		if e := &t.journal().entries[i]; e.info.Keyword == sqltext.DDL && strings.Contains(strings.ToLower(e.text), "foreign") {
+		if e := &t.journal().entries[i]; e.info.Keywords.Has(sqltext.DDL) && strings.Contains(strings.ToLower(e.text), "foreign") {
 			t.refuse(RefusedForeignTables, "")
 			return
 		}
@@ -184,8 +185,13 @@ func (c *config) refuses(kind callKind, info *sqltext.Info) (reason RefusalReaso
 	if kind == callPrepare || kind == callClose {
 		return "", "" // it is executed later, or is COPY from the client
 	}
-	if info.EndsTx || info.BeginsTx {
+	switch {
+	case info.Hazard == sqltext.HazardPreparedTransaction:
+		return RefusedPreparedTransaction, info.HazardName
+	case info.EndsTx, info.BeginsTx:
 		return RefusedTxControl, info.Keyword.String()
+	case info.Keywords.Has(sqltext.Execute):
+		return RefusedSessionState, "EXECUTE" // of what was prepared the text is not known
 	}
 	if len(c.denied) > 0 {
 		for _, name := range info.Functions {

@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"database/sql"
+	"strings"
 	"time"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
@@ -152,6 +153,7 @@ func (r *replay) attempt(v verdict) (setback, error) {
 	switch failed.kind {
 	case diverged:
 		if pin {
+			t.place.pinUseless = true
 			return setback{kind: conflicted, verdict: r.original}, nil // from somewhere else next
 		}
 		if r.mayHandOut() {
@@ -256,8 +258,12 @@ func (r *replay) goBack(from int, v verdict) setback {
 		}
 		return setback{kind: conflicted, verdict: v}
 	}
-	if !t.readsCommitted(ctx) {
-		return setback{kind: diverged, what: "the transaction is not under READ COMMITTED"}
+	if committed, failed := r.readsCommitted(ctx); !committed || failed.kind != noSetback {
+		t.place.pinUseless, t.place.tries = true, savepointTries
+		if failed.kind == noSetback {
+			failed = setback{kind: conflicted, verdict: v}
+		}
+		return failed
 	}
 	return setback{}
 }
@@ -277,7 +283,10 @@ func (r *replay) beginAgain(v verdict) setback {
 	t.savepoints.reset()
 	t.retried(v, r.wait, false)
 	waiting := r.newContext()
-	rivals := r.rivals(waiting, v)
+	rivals, err := r.findRivals(waiting, v)
+	if err != nil {
+		return r.unexpected(err)
+	}
 	if t.conn.connector.config.wait(waiting, r.wait) != nil || waiting.Err() != nil {
 		return setback{kind: interrupted}
 	}
@@ -355,38 +364,41 @@ func (t *tx) copying() bool {
 	return false
 }
 
-// readCommitted says whether the transaction may be under READ COMMITTED.
+// readCommitted says whether the transaction may be under READ COMMITTED, as far as
+// is known without asking.
 func (t *tx) readCommitted() bool {
 	level := sql.IsolationLevel(t.opts.Isolation)
-	if level == sql.LevelDefault && t.conn.connector.defaultLevel.Load() == levelOther {
-		return false
-	}
-	return mayBeReadCommitted(level)
+	return mayBeReadCommitted(level) && !(level == sql.LevelDefault && t.conn.otherDefault)
 }
 
-// What is known of the level that transactions have which do not ask for one.
-const (
-	levelUnknown = iota
-	levelReadCommitted
-	levelOther
-)
-
-// readsCommitted finds out whether the transaction is under READ COMMITTED, once
-// for all those that leave it to the server.
-func (t *tx) readsCommitted(ctx context.Context) bool {
-	known := &t.conn.connector.defaultLevel
-	if sql.IsolationLevel(t.opts.Isolation) != sql.LevelDefault || known.Load() == levelReadCommitted {
-		return true
+// readsCommitted finds out whether the transaction is under READ COMMITTED.
+func (r *replay) readsCommitted(ctx context.Context) (yes bool, failed setback) {
+	t := r.t
+	if sql.IsolationLevel(t.opts.Isolation) != sql.LevelDefault && !t.journal().setsLevel() {
+		return true, setback{}
 	}
 	level, err := t.conn.ask(ctx, "SHOW transaction_isolation")
 	if err != nil {
-		return false // the statements that follow will meet the same
+		return false, r.unexpected(err)
 	}
-	switch level {
-	case "read committed", "read uncommitted":
-		known.Store(levelReadCommitted)
-		return true
+	if yes = isReadCommitted(level); !yes && !t.journal().setsLevel() {
+		t.conn.otherDefault = true // no use in setting pins, as long as it does not change
 	}
-	known.Store(levelOther)
+	return yes, setback{}
+}
+
+// isReadCommitted understands the server's names of levels.
+func isReadCommitted(level string) bool {
+	return level == "read committed" || level == "read uncommitted"
+}
+
+// setsLevel says whether the transaction may have changed its isolation level.
+func (j *journal) setsLevel() bool {
+	sets := sqltext.KeywordsOf(sqltext.SetTransaction, sqltext.Set, sqltext.SetLocal, sqltext.Select)
+	for i := range j.entries {
+		if e := &j.entries[i]; e.info.Keywords.Intersects(sets) && strings.Contains(strings.ToLower(e.text), "isolation") {
+			return true
+		}
+	}
 	return false
 }

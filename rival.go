@@ -2,14 +2,14 @@ package pgretry
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 )
 
-// How long to wait before looking again whether the other side of a deadlock has
-// ended, at first and at most.
+// How long to wait before looking again whether the rivals have ended, at first and
+// at most.
 const (
 	rivalPause    = time.Millisecond
 	rivalMaxPause = 50 * time.Millisecond
@@ -32,12 +32,15 @@ func (r *replay) holdsOlderLock(ctx context.Context, v verdict, to savepoint) (y
 	if failed := r.unexpected(err); failed.kind != diverged {
 		return false, failed
 	}
-	// An engine without that function, which has aborted the transaction for it.
-	t.conn.connector.noBlockers.Store(true)
-	t.place.pinUseless = true
+	switch sqlState(err) {
+	case "42883", "42501", "0A000":
+		t.conn.connector.noBlockers.Store(true) // an engine, or a role, without that function
+	}
+	t.place.pinUseless = true // after this time
 	if err := t.conn.command(ctx, to.backTo()); err != nil {
 		return false, r.unexpected(err)
 	}
+	t.state, t.first = txActive, verdict{}
 	return false, setback{}
 }
 
@@ -57,48 +60,72 @@ func blockedByVictim(err error) (waiter, victim int) {
 	return 0, 0
 }
 
-// rivals returns the transactions that were part of the deadlock, as far as they are
-// still under way, if what the application has read may depend on them: a read that
-// is repeated before they commit shows what it showed, and what is then written on
-// its strength overwrites what they have done. That the deadlock had prevented. Under
-// REPEATABLE READ and SERIALIZABLE the server sees to it.
-func (r *replay) rivals(ctx context.Context, v verdict) (transactions string) {
-	t := r.t
-	deadlock, ok := ParseDeadlock(v.err)
-	if !ok || len(deadlock.Edges) == 0 || !t.readCommitted() || !t.journal().showsReads(len(t.journal().entries)) || t.conn.connector.noBlockers.Load() {
-		return ""
-	}
-	var pids []string
-	for _, edge := range deadlock.Edges[1:] {
-		pids = append(pids, strconv.Itoa(edge.PID))
-	}
-	// A transaction holds a lock on its own virtual id as long as it lives.
-	transactions, err := t.conn.ask(ctx, `SELECT string_agg(DISTINCT quote_literal(virtualtransaction), ',') FROM pg_catalog.pg_locks
-		WHERE pid IN (`+strings.Join(pids, ",")+`)`)
-	if err != nil {
-		return "" // an engine that does not tell; if it is the connection, BEGIN will meet that
-	}
-	return transactions
+// rivals is whom a replay has to outlast.
+type rivals struct {
+	transactions string // virtual ids of the deadlock's other sides
+	before       string // transaction ids below this one
 }
 
-// outlast waits until the rivals have ended. Nothing is held meanwhile.
-func (r *replay) outlast(ctx context.Context, rivals string) setback {
+// findRivals finds out who else is under way, if what the application has read may
+// depend on them. The other sides of a deadlock, and whoever else waited for the
+// transaction's locks, go on when it is rolled back, and commit later: a read that is
+// repeated before that shows what it showed, and what is then written on its strength
+// overwrites what they have done. That the deadlock had prevented. Under REPEATABLE
+// READ and SERIALIZABLE the server sees to it.
+func (r *replay) findRivals(ctx context.Context, v verdict) (*rivals, error) {
 	t := r.t
-	if rivals == "" {
+	deadlock, ok := ParseDeadlock(v.err)
+	if !ok || !mayBeReadCommitted(sql.IsolationLevel(t.opts.Isolation)) || !t.journal().showsReads(len(t.journal().entries)) {
+		return nil, nil
+	}
+	if sql.IsolationLevel(t.opts.Isolation) == sql.LevelDefault && !t.journal().setsLevel() {
+		level, err := t.conn.ask(ctx, "SHOW default_transaction_isolation")
+		if err != nil || !isReadCommitted(level) {
+			return nil, err
+		}
+	}
+	pids := "0"
+	for i, edge := range deadlock.Edges {
+		if i > 0 {
+			pids += "," + strconv.Itoa(edge.PID)
+		}
+	}
+	var found rivals
+	var err error
+	// A transaction holds a lock on its own virtual id as long as it lives.
+	found.transactions, err = t.conn.ask(ctx, `SELECT coalesce(string_agg(DISTINCT quote_literal(virtualtransaction), ','), quote_literal(''))
+		FROM pg_catalog.pg_locks WHERE pid IN (`+pids+`)`)
+	if err != nil {
+		return nil, err
+	}
+	found.before, err = t.conn.ask(ctx, "SELECT pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())::text")
+	return &found, err
+}
+
+// outlast waits until the rivals have ended, no longer than a wait may last. Nothing
+// is held meanwhile.
+func (r *replay) outlast(ctx context.Context, rivals *rivals) setback {
+	t := r.t
+	if rivals == nil {
 		return setback{}
 	}
+	limit := t.pace.config.policy.MaxDelay
+	began := t.pace.config.now()
 	for pause := rivalPause; ; pause = min(2*pause, rivalMaxPause) {
-		left, err := t.conn.ask(ctx, "SELECT 'yes' FROM pg_catalog.pg_locks WHERE virtualtransaction IN ("+rivals+") LIMIT 1")
+		left, err := t.conn.ask(ctx, `SELECT 'yes' WHERE pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot()) < `+rivals.before+`
+			OR EXISTS (SELECT FROM pg_catalog.pg_locks WHERE virtualtransaction IN (`+rivals.transactions+`))`)
 		switch {
 		case err != nil:
 			return r.unexpected(err)
 		case left == "":
 			return setback{}
+		case t.pace.config.now().Sub(began) >= limit:
+			return setback{kind: outlasted, what: "transactions that it may depend on go on for longer than MaxDelay of " + limit.String()}
 		}
-		if limit, _ := t.pace.ends(pause, []context.Context{r.call, t.began}); limit != "" {
-			return setback{kind: outlasted, what: "the other side of the deadlock goes on for longer than " + limit}
+		if words, _ := t.pace.ends(pause, []context.Context{r.call, t.began}); words != "" {
+			return setback{kind: outlasted, what: words}
 		}
-		if t.conn.connector.config.wait(ctx, pause) != nil {
+		if t.pace.config.wait(ctx, pause) != nil {
 			return setback{kind: interrupted}
 		}
 	}

@@ -41,6 +41,7 @@ func newFixture(t *testing.T, options ...Option) *fixture {
 		t.Fatal(err)
 	}
 	f.connector = connector
+	f.alone()
 	connector.config.random = highest
 	connector.config.now = func() time.Time { return f.now }
 	connector.config.wait = func(ctx context.Context, d time.Duration) error {
@@ -70,6 +71,16 @@ func newFixture(t *testing.T, options ...Option) *fixture {
 		}
 	})
 	return f
+}
+
+// alone makes the scripted driver answer like a server on which nobody else is.
+func (f *fixture) alone() {
+	answer := func(query string, rows ...[]driver.Value) {
+		f.Rows(query, drivertest.ResultSet{Columns: drivertest.Columns("answer"), Rows: rows})
+	}
+	answer("pg_catalog.pg_locks")
+	answer("txid_snapshot_xmax", []driver.Value{"1000"})
+	answer("SHOW default_transaction_isolation", []driver.Value{"read committed"})
 }
 
 func serverErr(code string) error {

@@ -53,21 +53,31 @@ func (s *savepoints) note(j *journal, i int) {
 	if e.kind == callPrepare || e.kind == callClose {
 		return
 	}
-	switch e.info.Keyword {
-	case sqltext.Savepoint:
-		s.stack = append(s.stack, savepoint{name: e.info.Savepoint, after: i + 1})
-		s.looked, s.due = i+1, false // this is as good as a pin
-	case sqltext.Release:
+	if e.info.Keyword == sqltext.RollbackTo {
 		if at := s.find(e.info.Savepoint); at >= 0 {
+			for k := s.stack[at].after; k < i; k++ {
+				j.entries[k].undone = true
+			}
+		}
+	}
+	s.follow(e.info, i+1)
+}
+
+// follow does to the stack what a statement that succeeded did on the server; after
+// is the index of the entry behind it.
+func (s *savepoints) follow(info *sqltext.Info, after int) {
+	switch info.Keyword {
+	case sqltext.Savepoint:
+		s.stack = append(s.stack, savepoint{name: info.Savepoint, after: after})
+		s.looked, s.due = after, false // this is as good as a pin
+	case sqltext.Release:
+		if at := s.find(info.Savepoint); at >= 0 {
 			s.stack = s.stack[:at]
 			s.due = s.needed || s.due // the pins above it are gone
 		}
 	case sqltext.RollbackTo:
-		if at := s.find(e.info.Savepoint); at >= 0 {
+		if at := s.find(info.Savepoint); at >= 0 {
 			s.stack = s.stack[:at+1]
-			for k := s.stack[at].after; k < i; k++ {
-				j.entries[k].undone = true
-			}
 		}
 	case sqltext.SetTransaction:
 		s.noPins = true // it may be under another level now

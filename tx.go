@@ -135,6 +135,9 @@ func (t *tx) executed(text string, err error) {
 		return
 	}
 	t.statements++
+	if mayDeclare(text) && analyze(text).WithHold {
+		t.conn.holdsCursor = true
+	}
 	if err != nil {
 		if mayControlTx(text) && mayHaveCommitted(analyze(text), err) {
 			t.committedPerhaps(err)
@@ -219,6 +222,7 @@ func (t *tx) Commit() error {
 		unsent := t.conn.tap.sendsNothing()
 		err := t.inner.Commit()
 		if err == nil {
+			t.conn.rawOpen = false
 			t.end(outcomeCommitted, verdict{})
 			return nil
 		}
@@ -270,6 +274,9 @@ func (t *tx) Rollback() error {
 		return nil
 	}
 	err := t.inner.Rollback()
+	if err == nil {
+		t.conn.rawOpen = false
+	}
 	t.end(outcomeRolledBack, t.first)
 	return err
 }
