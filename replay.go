@@ -368,7 +368,7 @@ func (t *tx) copying() bool {
 // is known without asking.
 func (t *tx) readCommitted() bool {
 	level := sql.IsolationLevel(t.opts.Isolation)
-	return mayBeReadCommitted(level) && !(level == sql.LevelDefault && t.conn.otherDefault)
+	return mayBeReadCommitted(level) && (level != sql.LevelDefault || !t.conn.otherDefault)
 }
 
 // readsCommitted finds out whether the transaction is under READ COMMITTED.

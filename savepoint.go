@@ -166,7 +166,7 @@ func (e *entry) deservesPin() bool {
 // entry on, are no such thing: they come again or do not.
 func (j *journal) showsReads(again int) bool {
 	for i := range j.entries {
-		if e := &j.entries[i]; e.shows() == showsOther && !(e.failed && i >= again) {
+		if e := &j.entries[i]; e.shows() == showsOther && (!e.failed || i < again) {
 			return true
 		}
 	}
