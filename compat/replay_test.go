@@ -166,4 +166,3 @@ func TestArgumentsThatOnlyPgxUnderstands(t *testing.T) {
 		t.Errorf("stats are %+v, %v", stats, err)
 	}
 }
-
