@@ -125,19 +125,18 @@ func TestAStatementPreparedAfterReturningDoesNotCostThePin(t *testing.T) {
 	a.hid("40P01")
 }
 
-func TestAForeignTableThatTheTransactionMadeForbidsTheReplayOfItsCommit(t *testing.T) {
-	a := enter(t, nil, bank, traces, `CREATE SEQUENCE tries`, lateConflict,
-		`CREATE FOREIGN DATA WRAPPER nobody; CREATE SERVER nowhere FOREIGN DATA WRAPPER nobody`)
-	t.Cleanup(func() {
-		if _, err := a.plain.Exec(`DROP FOREIGN DATA WRAPPER nobody CASCADE`); err != nil {
-			t.Error(err)
+func TestPinsBelowASavepointAreNotInTheWayOfATransactionThatIsProtectedNoMore(t *testing.T) {
+	a := enter(t, nil, ledger)
+	for name, db := range map[string]*sql.DB{"lib/pq": a.plain, "we": a.db} {
+		tx := a.beginOn(db, sql.LevelReadCommitted)
+		tx.sees(`INSERT INTO ledger DEFAULT VALUES RETURNING id`)
+		tx.does(`UPDATE account SET balance = balance - 1 WHERE id = 1`)
+		tx.does(`SAVEPOINT a`)
+		tx.sees(`SELECT pg_advisory_xact_lock(7355609)`)
+		tx.does(`RELEASE a`)
+		if _, err := tx.Exec(`SELECT pg_export_snapshot()`); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
-	})
-	tx := a.begin(sql.LevelReadCommitted)
-	tx.sees(`SELECT set_config('test.state', '40001', true)`)
-	tx.does(`CREATE FOREIGN TABLE remote (n int) SERVER nowhere`)
-	tx.does(`INSERT INTO trace VALUES ('x')`)
-	if err := tx.Commit(); sqlState(err) != "40001" {
-		t.Errorf("COMMIT gives %v", err)
+		tx.commits()
 	}
 }
