@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -96,5 +98,38 @@ func TestAPinThatCannotBeSetIsDoneWithout(t *testing.T) {
 				t.Errorf("%d pins were tried, want 1", pins.Fired())
 			}
 		})
+	}
+}
+
+// A row lock that a savepoint's rollback has let go vouches for nothing any more.
+func TestNoPinAfterALockThatWasLetGo(t *testing.T) {
+	for _, letGo := range []bool{true, false} {
+		f := newFixture(t)
+		one := drivertest.ResultSet{Columns: []drivertest.Column{{Name: "n"}}, Rows: [][]driver.Value{{int64(1)}}}
+		f.Rows("FOR UPDATE", one)
+		f.Rows("RETURNING", one)
+		f.On(drivertest.AnyExec).MatchingRegexp(regexp.MustCompile(`SAVEPOINT|ROLLBACK TO|RELEASE`)).Result(driver.RowsAffected(0))
+		steps := []string{"SAVEPOINT a", "SELECT balance FROM account FOR UPDATE", "ROLLBACK TO a", "RELEASE a", "INSERT INTO t VALUES (1) RETURNING id", "UPDATE account SET a = 1"}
+		want := 0
+		if !letGo {
+			steps[2], want = "SAVEPOINT a", 1
+		}
+		err := plainly(t.Context(), f.db, sql.LevelReadCommitted, func(ctx context.Context, tx *sql.Tx) error {
+			for _, text := range steps {
+				var n int
+				if strings.Contains(text, "RETURNING") || strings.Contains(text, "FOR UPDATE") {
+					if err := tx.QueryRowContext(ctx, text).Scan(&n); err != nil {
+						return err
+					}
+				} else if _, err := tx.ExecContext(ctx, text); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		last := f.Log(drivertest.Exec)
+		if got := strings.Count(strings.Join(last, "\n"), setPin); err != nil || letGo && got != 0 || !letGo && got < want {
+			t.Errorf("let go %t: %d pins are set, %v:\n%s", letGo, got, err, strings.Join(last, "\n"))
+		}
 	}
 }

@@ -314,6 +314,11 @@ func (a *analysis) word(t token) {
 		if a.top().cast {
 			a.typeState = typeExpected
 		}
+	case wordExecute:
+		// CREATE TABLE … AS EXECUTE, EXPLAIN EXECUTE: what it executes was prepared.
+		if a.head[0] == wordCreate && a.p1.isWord(wordAs) || a.head[0] == wordExplain && (a.p1.isWord(wordAs) || a.explainHead == wordExecute) {
+			a.info.Keywords |= KeywordsOf(Execute)
+		}
 	case wordChain:
 		a.chains = a.chains || a.p1.isWord(wordAnd)
 	case wordHold:

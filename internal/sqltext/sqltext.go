@@ -42,7 +42,8 @@ type Info struct {
 	// Keyword is the kind of the first statement. Parentheses before it are
 	// ignored: (SELECT 1) is a Select.
 	Keyword Keyword
-	// Keywords holds the kinds of all statements.
+	// Keywords holds the kinds of all statements, and Execute also for one inside
+	// EXPLAIN or CREATE TABLE AS.
 	Keywords KeywordSet
 
 	// TxControl is set if any statement begins, ends, chains or prepares a
