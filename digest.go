@@ -46,12 +46,14 @@ const (
 	tagInputs
 )
 
-// add is a step of wyhash: the product of the value and of what there is so far,
+// with is a step of wyhash: the product of the value and of what there is so far,
 // folded.
-func (d *digest) add(tag digestTag, value uint64) {
-	high, low := bits.Mul64(value^digestKeys[0], (uint64(*d)+uint64(tag))^digestKeys[1])
-	*d = digest(high ^ low)
+func (d digest) with(tag digestTag, value uint64) digest {
+	high, low := bits.Mul64(value^digestKeys[0], (uint64(d)+uint64(tag))^digestKeys[1])
+	return digest(high ^ low)
 }
+
+func (d *digest) add(tag digestTag, value uint64) { *d = d.with(tag, value) }
 
 func (d *digest) addString(tag digestTag, s string) {
 	d.add(tag, maphash.String(digestSeed, s))
@@ -173,11 +175,24 @@ func (s *shown) columns(names []string, real driver.Rows) {
 // row adds a row. It is false if it has a value that cannot be compared.
 func (s *shown) row(values []driver.Value) bool {
 	s.rows++
+	sum := s.digest // in a register, since rows are many
 	for i := range values {
-		if !s.digest.addValue(values[i]) {
-			return false
+		switch value := values[i].(type) {
+		case int64:
+			sum = sum.with(tagInt, uint64(value))
+		case string:
+			sum = sum.with(tagString, maphash.String(digestSeed, value))
+		case []byte:
+			sum = sum.with(tagBytes, maphash.Bytes(digestSeed, value))
+		default:
+			other := sum
+			if !other.addValue(value) {
+				return false
+			}
+			sum = other
 		}
 	}
+	s.digest = sum
 	return true
 }
 
