@@ -20,8 +20,7 @@ func wantHidden(t *testing.T, db *sql.DB, sqlState string) {
 	}
 }
 
-// The program of the test above this one's name in libraries_test.go fails with
-// lib/pq; here nothing but the driver's name is another.
+// TestALibrarysTransactionFailsWithLibPQ runs the same with the other name.
 func TestALibrarysTransactionSurvivesADeadlockByTheDriversNameAlone(t *testing.T) {
 	for name, l := range libraries {
 		t.Run(name, func(t *testing.T) {
