@@ -23,7 +23,7 @@ const (
 // starting): fewer and slower than after a conflict, since the server may be
 // gone for good and must not be hammered while it recovers.
 const (
-	unavailableRetries   = 4
+	unavailableRetries   = 12
 	unavailableBaseDelay = 100 * time.Millisecond
 	unavailableMaxDelay  = time.Second
 )

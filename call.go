@@ -11,6 +11,9 @@ import (
 // exec makes the call.
 func (s *call) exec(c *conn, ctx context.Context) (driver.Result, error) {
 	if s.stmt != nil {
+		if err := s.stmt.follow(ctx); err != nil {
+			return nil, err
+		}
 		return s.stmt.execer.ExecContext(ctx, s.args)
 	}
 	return c.session.ExecContext(ctx, s.text, s.args)
@@ -19,6 +22,9 @@ func (s *call) exec(c *conn, ctx context.Context) (driver.Result, error) {
 // query makes the call.
 func (s *call) query(c *conn, ctx context.Context) (driver.Rows, error) {
 	if s.stmt != nil {
+		if err := s.stmt.follow(ctx); err != nil {
+			return nil, err
+		}
 		return s.stmt.queryer.QueryContext(ctx, s.args)
 	}
 	return c.session.QueryContext(ctx, s.text, s.args)

@@ -117,6 +117,9 @@ func Classify(err error, phase Phase) Class {
 		return ClassNone
 	}
 	found := findEvidence(err)
+	if found.ours != ClassNone {
+		return found.ours
+	}
 	if isAmbiguous(found.server.code) {
 		return ClassUnknownOutcome
 	}
@@ -134,6 +137,8 @@ func Classify(err error, phase Phase) Class {
 type evidence struct {
 	server   serverError // zero unless answered
 	answered bool        // the server sent an ErrorResponse
+
+	ours Class // what an error of this package says, which knew more
 
 	contextDone bool // the caller's context ended it
 	lost        bool // the connection is not usable any more
@@ -162,6 +167,17 @@ func findEvidence(err error) evidence {
 }
 
 func (found *evidence) addError(node error) {
+	switch node := node.(type) {
+	case *ConnectionLostError:
+		found.ours = ClassUnknownOutcome // of the statement, which is a transaction by itself
+		if node.RolledBack {
+			found.ours = ClassConnectionLost
+		}
+		return
+	case *CommitUnknownError:
+		found.ours = ClassUnknownOutcome
+		return
+	}
 	switch node {
 	case driver.ErrBadConn, io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed:
 		found.lost, found.unreachable = true, true

@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
+	"time"
 )
 
 var (
@@ -32,6 +33,13 @@ type conn struct {
 
 	otherDefault bool // transactions that do not ask for a level are not under READ COMMITTED
 	holdsCursor  bool // there may be a cursor that outlives its transaction
+
+	origin     origin
+	generation int       // counts the sessions before this one
+	gone       bool      // the session is lost
+	hungUp     bool      // and closed
+	stateful   bool      // the session may hold what another one would lack
+	idleSince  time.Time // when it went back to the pool, as far as is known
 }
 
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {
@@ -61,7 +69,9 @@ func RawConn(driverConn any) (driver.Conn, bool) {
 func (c *conn) Raw() driver.Conn {
 	if c.tx.isOpen() {
 		c.tx.refuse(RefusedRawConn, "")
+		c.tx.wrote, c.tx.hiddenEffect = true, true
 	}
+	c.stateful = true // who knows
 	return c.tap.Conn
 }
 
@@ -73,8 +83,12 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	if c.tx.isOpen() {
 		return c.tx.prepare(ctx, query)
 	}
+	if c.hasNoSession() {
+		return nil, driver.ErrBadConn
+	}
 	inner, err := c.session.PrepareContext(ctx, query)
 	if err != nil {
+		err = c.lostBefore(ctx, PhaseStatement, err)
 		if a := attemptFrom(ctx); a != nil {
 			a.meets(c.connector)
 			a.noteFailure(Classify(err, PhaseStatement), err)
@@ -115,6 +129,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	// A *sql.Conn lets one begin again while a transaction is open. What comes of
 	// that is the inner driver's business.
 	c.tx.refuse(RefusedTxControl, "")
+	c.tx.wrote, c.tx.hiddenEffect = true, true // what the other one does is not seen apart
 	inner, err := c.session.BeginTx(c.tx.statementContext(ctx), opts)
 	if err != nil {
 		c.tx.failed(err)

@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
+	"time"
 )
 
 // Some interfaces of a connection change what database/sql does by being there at
@@ -124,7 +125,13 @@ func (q queryConn) QueryContext(ctx context.Context, query string, args []driver
 	return q.conn.query(ctx, call{kind: callQuery, text: query, args: args})
 }
 
-func (v validConn) IsValid() bool { return !v.conn.broken && v.conn.tap.isValid() }
+// IsValid is asked when a connection goes back to the pool.
+func (v validConn) IsValid() bool {
+	if v.conn.tap.wire != nil {
+		v.conn.idleSince = time.Now()
+	}
+	return !v.conn.broken && v.conn.tap.isValid()
+}
 
 // ResetSession runs before a connection from the pool is used again.
 func (r resettingConn) ResetSession(ctx context.Context) error {
@@ -135,5 +142,8 @@ func (r resettingConn) ResetSession(ctx context.Context) error {
 	if c.broken {
 		return driver.ErrBadConn
 	}
-	return c.session.ResetSession(ctx)
+	if err := c.session.ResetSession(ctx); err != nil {
+		return err
+	}
+	return c.stillThere(ctx)
 }

@@ -26,10 +26,10 @@ func (l *loop) decide(a *attempt, phase Phase, err error) *failure {
 		return l.exhaust(a, seen, l.failed, "the context is done", cause)
 	}
 	switch {
+	case v.class == ClassUnknownOutcome && !gaveUpRetrying(err):
+		return l.final(a, seen, outcomeUnknown, v, "", l.unknown(err))
 	case gaveUp(err):
 		return l.final(a, seen, outcomeRolledBack, verdict{class: ClassPermanent, err: err}, "", err)
-	case v.class == ClassUnknownOutcome:
-		return l.final(a, seen, outcomeUnknown, v, "", &CommitUnknownError{Cause: err, Attempts: l.attempts, At: l.config.now()})
 	case !l.retries(v):
 		return l.final(a, seen, outcomeRolledBack, v, "", l.permanent(phase, seen, err))
 	case l.target == nil && !seen.seen && l.parent != nil:
@@ -150,6 +150,25 @@ func (l *loop) closed(a *attempt) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// unknown returns the error of a COMMIT whose fate nobody can tell.
+func (l *loop) unknown(err error) error {
+	var known *CommitUnknownError
+	if !errors.As(err, &known) {
+		return &CommitUnknownError{Cause: err, Attempts: l.attempts, At: l.config.now()}
+	}
+	if known == err { //nolint:errorlint // the very same
+		told := *known
+		told.Attempts = l.attempts
+		return &told
+	}
+	return err // the closure's own, around it
+}
+
+func gaveUpRetrying(err error) bool {
+	var retry *RetryError
+	return errors.As(err, &retry)
 }
 
 // gaveUp says whether an inner loop has had the last word already.

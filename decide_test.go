@@ -157,7 +157,7 @@ func TestAConnectionThatNobodySawFailIsJudgedByItsError(t *testing.T) {
 	f := newFixture(t)
 	err := RunInTx(t.Context(), refusing{f.db}, nil, transfer)
 	var retry *RetryError
-	if !errors.As(err, &retry) || retry.Class != ClassNotStarted || len(f.waits) != 4 {
+	if !errors.As(err, &retry) || retry.Class != ClassNotStarted || len(f.waits) != unavailableRetries {
 		t.Errorf("RunInTx gives %v, waited %v", err, f.waits)
 	}
 }
@@ -247,7 +247,7 @@ func TestAnInnerUnknownCommitIsTheLastWord(t *testing.T) {
 	other.Fail(drivertest.Commit, driver.ErrBadConn).Drops()
 	err := RunInTx(t.Context(), f.db, nil, func(ctx context.Context, tx *sql.Tx) error {
 		_, _ = tx.ExecContext(ctx, "UPDATE")
-		return RunInTx(ctx, other.db, nil, func(context.Context, *sql.Tx) error { return nil })
+		return RunInTx(ctx, other.db, nil, transfer)
 	})
 	var unknown *CommitUnknownError
 	if !errors.As(err, &unknown) || errors.Is(err, ErrAlreadyCommitted) {
@@ -315,7 +315,7 @@ func TestWhatMayHaveBeenCommittedIsNotDoneAgain(t *testing.T) {
 	runs := 0
 	err := Retry(t.Context(), func(ctx context.Context) error {
 		runs++
-		_ = inTx(ctx, f.db, func(context.Context, *sql.Tx) error { return nil })
+		_ = inTx(ctx, f.db, func(ctx context.Context, tx *sql.Tx) error { return steps(ctx, tx, "UPDATE") })
 		return inTx(ctx, f.db, transfer)
 	})
 	if !errors.Is(err, ErrAlreadyCommitted) || runs != 1 {

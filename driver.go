@@ -5,9 +5,10 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"io"
+	"math"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/XSAM/otelsql"
@@ -103,7 +104,11 @@ func (d *Driver) openInner(name string, config *config) (driver.Connector, error
 			return nil, err
 		}
 		config.attributes = append(serverAttributes(parsed), config.attributes...)
-		return pq.NewConnectorConfig(parsed)
+		connector, err := pq.NewConnectorConfig(parsed)
+		if err == nil {
+			connector.Dialer(wireDialer{})
+		}
+		return connector, err
 	case driver.DriverContext:
 		return inner.OpenConnector(name)
 	default:
@@ -133,6 +138,14 @@ type Connector struct {
 
 	pinsFail   atomic.Bool // the server has no savepoints
 	noBlockers atomic.Bool // the server does not tell who blocks whom
+	noOutcome  atomic.Bool // the server does not tell what became of a transaction
+
+	askCost  atomic.Int64 // of a question to the server, in nanoseconds
+	lastLoss atomic.Int64 // of a connection, in nanoseconds since 1970; 0 for none
+
+	orphanCount atomic.Int64
+	mu          sync.Mutex
+	orphans     []origin
 }
 
 // NewConnector returns a connector around inner, to be used with sql.OpenDB:
@@ -158,7 +171,14 @@ func NewConnector(inner driver.Connector, options ...Option) (*Connector, error)
 }
 
 func newConnector(inner driver.Connector, config *config) (*Connector, error) {
-	c := &Connector{inner: tapConnector{inner}, config: config, telemetry: newTelemetry(config)}
+	tapped := tapConnector{inner}
+	if given, ok := inner.(*pq.Connector); ok {
+		if own, ok := dialsWithWire(given); ok {
+			tapped.Connector = own
+		}
+	}
+	c := &Connector{inner: tapped, config: config, telemetry: newTelemetry(config)}
+	c.askCost.Store(math.MaxInt64) // not known yet
 	if config.usesOtelsql() {
 		var err error
 		if c.inner, err = wrapOtelsql(c.inner, config); err != nil {
@@ -190,20 +210,19 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if a != nil {
 		a.meets(c)
 	}
-	inner, err := c.inner.Connect(ctx)
-	if err != nil {
-		if a != nil {
-			a.noteFailure(Classify(err, PhaseConnect), err)
+	s, t, err := c.connect(ctx)
+	if err == nil {
+		outer := newConn(c, s, t)
+		own := outer.(interface{ itself() *conn }).itself()
+		if err = own.learnOrigin(ctx); err == nil {
+			return outer, nil
 		}
-		return nil, err
+		own.hangUp()
 	}
-	if s, ok := inner.(session); ok {
-		if t, ok := tapOf(inner); ok {
-			return newConn(c, s, t), nil
-		}
+	if a != nil {
+		a.noteFailure(Classify(err, PhaseConnect), err)
 	}
-	// Neither the tap nor otelsql returned this: nothing that we can work with.
-	return nil, errors.Join(fmt.Errorf("pgretry: connect: unexpected connection of type %T", inner), inner.Close())
+	return nil, err
 }
 
 // Driver returns the driver of this connector.
@@ -243,11 +262,15 @@ func connectorOf(db any) *Connector {
 type tapConnector struct{ driver.Connector }
 
 func (c tapConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	var socket *wire
+	if _, ok := c.Connector.(*pq.Connector); ok {
+		ctx = context.WithValue(ctx, wireKey{}, &socket)
+	}
 	inner, err := c.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return newTap(inner), nil
+	return newTap(inner, socket), nil
 }
 
 func (c tapConnector) Close() error {

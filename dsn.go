@@ -32,6 +32,14 @@ var dsnParameters = []dsnParameter{
 	{"pgretry_base_delay", "a positive duration such as 10ms", func(c *config, value string) error {
 		return setDuration(&c.policy.BaseDelay, value)
 	}},
+	{"pgretry_commit_outcome", oneOf(commitOutcomeNames), func(c *config, value string) error {
+		outcome := slices.Index(commitOutcomeNames, value)
+		if outcome < 0 {
+			return errors.New("no such outcome")
+		}
+		c.commitOutcome = CommitOutcome(outcome)
+		return nil
+	}},
 	{"pgretry_denied_functions", "a comma-separated list of function names such as send, audit_*, billing.charge", func(c *config, value string) error {
 		return WithDeniedFunctions(listed(value)...).apply(c)
 	}},
@@ -65,6 +73,9 @@ var dsnParameters = []dsnParameter{
 		}
 		c.pins = PinPolicy(policy)
 		return nil
+	}},
+	{"pgretry_resolve_timeout", "a positive duration such as 5s", func(c *config, value string) error {
+		return setDuration(&c.resolveTimeout, value)
 	}},
 	{"pgretry_statement_spans", "true or false", func(c *config, value string) error {
 		switch value {

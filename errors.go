@@ -108,27 +108,6 @@ func (e *RetryError) Unwrap() []error {
 // SQLState returns the SQLSTATE of the last server error, or "" if there was none.
 func (e *RetryError) SQLState() string { return sqlState(e.Err) }
 
-// CommitUnknownError means that COMMIT was sent and that no answer tells whether
-// it took effect. The transaction was not and must not be run again blindly:
-// look into the database first.
-//
-// It does not match [database/sql/driver.ErrBadConn] or a context error, because
-// code that sees those takes it for granted that nothing was committed. What the
-// driver returned is in Cause.
-type CommitUnknownError struct {
-	// Cause is the error that came instead of the server's answer.
-	Cause error
-	// Attempts is how many times the closure ran, the last one being in doubt.
-	Attempts int
-	// At is when the answer failed to come.
-	At time.Time
-}
-
-// Error says that the outcome is unknown and what came instead of an answer.
-func (e *CommitUnknownError) Error() string {
-	return fmt.Sprintf("pgretry: it is unknown whether the transaction was committed: %v", e.Cause)
-}
-
 // sqlState returns the SQLSTATE of the first error in the chain that has one.
 func sqlState(err error) string {
 	var state interface{ SQLState() string }

@@ -494,7 +494,7 @@ func TestAnUnknownCommitIsMeasuredThoughTheClosureGoesOn(t *testing.T) {
 	f := newFixture(t, WithMeterProvider(o.meters))
 	f.Fail(drivertest.Commit, driver.ErrBadConn).Drops()
 	_ = Retry(t.Context(), func(ctx context.Context) error {
-		_ = inTx(ctx, f.db, func(context.Context, *sql.Tx) error { return nil })
+		_ = inTx(ctx, f.db, transfer)
 		return nil
 	})
 	var data metricdata.ResourceMetrics

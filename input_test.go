@@ -27,7 +27,7 @@ func TestAnUnknownCommitStaysUnknownWhateverTheClosureDoesNext(t *testing.T) {
 			f := newFixture(t)
 			f.Fail(drivertest.Commit, driver.ErrBadConn).Drops().Times(1)
 			err := Retry(t.Context(), func(ctx context.Context) error {
-				err := inTx(ctx, f.db, func(context.Context, *sql.Tx) error { return nil })
+				err := inTx(ctx, f.db, transfer)
 				return errors.Join(err, next(ctx, f.db))
 			})
 			var unknown *CommitUnknownError

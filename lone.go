@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"strings"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
@@ -178,6 +179,9 @@ func (l *loneStatement) failed(err error) {
 		return
 	}
 	l.attempt.noteFailure(class, err)
+	if errors.Is(err, driver.ErrBadConn) && !l.keepsErrors() {
+		return // it had no effect: database/sql executes it again
+	}
 	l.conn.connector.telemetry.deadlock(l.attempt.currentSpan(), err)
 	if l.noted {
 		l.noted = false
@@ -188,6 +192,9 @@ func (l *loneStatement) failed(err error) {
 		l.attempt.noteCommitted("a statement outside the transaction whose outcome is unknown (" + l.info.Keyword.String() + ")")
 	}
 }
+
+// keepsErrors says whether errors are those of the inner driver, whatever they are.
+func (l *loneStatement) keepsErrors() bool { return l.conn.connector.config.mode == ModeOff }
 
 // repeatable says whether running the statement again does what running it once
 // did.

@@ -170,6 +170,70 @@ func WithPins(policy PinPolicy) Option {
 	})
 }
 
+// CommitOutcome says what is done to know the fate of a COMMIT whose answer is lost,
+// see [WithCommitOutcome].
+type CommitOutcome uint8
+
+const (
+	// CommitAuto: the transaction's id is asked for where that is cheap: where the
+	// question takes no longer than 3 % of what the transaction has taken already, and
+	// for a minute after a connection was lost. The default.
+	CommitAuto CommitOutcome = iota
+	// CommitResolve: the id of every transaction that may have written is asked for.
+	CommitResolve
+	// CommitReport: nothing is asked for. A COMMIT without an answer is a
+	// [*CommitUnknownError], unless it was certainly not sent or the transaction
+	// certainly wrote nothing.
+	CommitReport
+)
+
+var commitOutcomeNames = []string{CommitAuto: "auto", CommitResolve: "resolve", CommitReport: "report"}
+
+// String returns the name as the DSN parameter pgretry_commit_outcome has it.
+func (o CommitOutcome) String() string {
+	if int(o) < len(commitOutcomeNames) {
+		return commitOutcomeNames[o]
+	}
+	return fmt.Sprintf("CommitOutcome(%d)", uint8(o))
+}
+
+// WithCommitOutcome says what is done to know the fate of a COMMIT whose answer is
+// lost. With the transaction's id, which has to be known beforehand, the server can be
+// asked over a new connection: if it says committed, Commit returns nil; if it says
+// aborted, the transaction is replayed, or the closure runs again; if it cannot say, or
+// has crashed or failed over since, Commit returns a [*CommitUnknownError].
+//
+// The id costs a round trip before COMMIT, in transactions that may have written; those
+// of proven reads pay nothing. It needs PostgreSQL 10 or later with the functions
+// txid_current_if_assigned, txid_status and pg_control_system; where these are missing
+// nothing is asked for. The default is [CommitAuto].
+func WithCommitOutcome(outcome CommitOutcome) Option {
+	return option(func(c *config) error {
+		if int(outcome) >= len(commitOutcomeNames) {
+			return fmt.Errorf("pgretry: commit outcome is %d, allowed are CommitAuto, CommitResolve and CommitReport", outcome)
+		}
+		c.commitOutcome = outcome
+		return nil
+	})
+}
+
+// DefaultResolveTimeout is the default of [WithResolveTimeout].
+const DefaultResolveTimeout = 5 * time.Second
+
+// WithResolveTimeout bounds the time that is spent on finding out the fate of a COMMIT
+// whose answer is lost, from its loss on. Where COMMIT waits for a standby, that is how
+// long the wait goes on before the outcome is called unknown. It is positive; once the
+// context of BEGIN is done, it is a second at most. The default is 5 s.
+func WithResolveTimeout(timeout time.Duration) Option {
+	return option(func(c *config) error {
+		if timeout <= 0 {
+			return fmt.Errorf("pgretry: the resolve timeout is %s, allowed is a positive duration", timeout)
+		}
+		c.resolveTimeout = timeout
+		return nil
+	})
+}
+
 // Defaults of [WithJournalLimit].
 const (
 	DefaultJournalBytes      = 1 << 20
@@ -296,6 +360,8 @@ type config struct {
 	journalBytes      int
 	journalStatements int
 	denied, allowed   functionPatterns
+	commitOutcome     CommitOutcome
+	resolveTimeout    time.Duration
 
 	tracerProvider trace.TracerProvider
 	meterProvider  metric.MeterProvider
@@ -319,6 +385,7 @@ func newConfig(options []Option) (*config, error) {
 
 		journalBytes:      DefaultJournalBytes,
 		journalStatements: DefaultJournalStatements,
+		resolveTimeout:    DefaultResolveTimeout,
 
 		closing: closingTime,
 	}

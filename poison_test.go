@@ -46,10 +46,6 @@ var poisonings = []struct {
 		strikes: []strike{{last, 0, serverErr("40001")}},
 	},
 	{
-		name: "connection lost in the replay", reason: ErrRefused, refusal: RefusedConnectionLost, hint: "[connection_lost]", broken: true,
-		strikes: []strike{{last, 1, serverErr("40001")}, {first, 2, driver.ErrBadConn}},
-	},
-	{
 		name: "BEGIN impossible", reason: ErrRefused, refusal: RefusedConnectionLost, hint: "[connection_lost]", broken: true,
 		strikes: []strike{{last, 1, serverErr("40001")}, {spot{calls: drivertest.Begin}, 2, serverErr("28000")}},
 	},
@@ -920,8 +916,8 @@ func TestTheSpansOfATransactionThatIsGivenUp(t *testing.T) {
 			event: "replay exhausted 2: MaxAttempts is 2",
 		},
 		{
-			name: "connection lost", outcome: "refused", strikes: []strike{{last, 1, serverErr("40001")}, {spot{calls: drivertest.Query, text: "shown"}, 2, driver.ErrBadConn}},
-			event: "replay refused 2: the connection was lost",
+			name: "BEGIN impossible", outcome: "refused", strikes: []strike{{last, 1, serverErr("40001")}, {spot{calls: drivertest.Begin}, 2, serverErr("28000")}},
+			event: "replay refused 2: BEGIN failed",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -951,6 +947,7 @@ func TestTheSpansOfATransactionThatIsGivenUp(t *testing.T) {
 			}
 			refusal := ""
 			if c.outcome == "refused" {
+				statements = "0"
 				refusal = " refusal.reason=connection_lost"
 			}
 			const failed = " class=retryable error.type=40001 db.response.status_code=40001 ERROR:retryable"

@@ -123,13 +123,22 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 	if t.state == txPoisoned {
 		return false, t.poison
 	}
+	if t.keepsErrors() {
+		return false, nil
+	}
+	if t.state == txLost {
+		return false, t.first.err // whatever became of the connection, the transaction is over
+	}
+	info := analyze(s.text)
+	if s.kind != callPrepare {
+		t.observe(info)
+	}
 	if !t.covered {
 		if len(t.savepoints.stack) > 0 {
 			err = t.unpin(ctx) // they are of no use any more, and may be in the way
 		}
 		return false, err
 	}
-	info := analyze(s.text)
 	if hindersPins(info) {
 		if err := t.unpin(ctx); err != nil {
 			return false, err
@@ -157,7 +166,7 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 // overcome judges the error of a call. It says that the call is to be made again,
 // after a replay, or returns the error for the application.
 func (t *tx) overcome(ctx context.Context, err error, journalled bool) (again bool, _ error) {
-	if t.state == txPoisoned {
+	if t.state == txPoisoned || t.state == txLost && err == t.first.err { //nolint:errorlint // the very same
 		return false, err
 	}
 	journalled = journalled && t.covered
@@ -167,7 +176,7 @@ func (t *tx) overcome(ctx context.Context, err error, journalled bool) (again bo
 		}
 		return false, err
 	}
-	v := judgeStatement(err)
+	v := t.judge(err)
 	if t.covered && t.replayable(v) {
 		if journalled {
 			t.journal().drop()
@@ -175,12 +184,24 @@ func (t *tx) overcome(ctx context.Context, err error, journalled bool) (again bo
 		err := t.survive(ctx, v, atStatement, nil)
 		return err == nil, err
 	}
-	if journalled {
+	if journalled && t.covered {
 		t.journal().last().shown.failed(err)
 		t.journal().last().failed = true
 	}
-	t.unanswered(v)
+	t.unanswered(ctx, v)
 	return false, t.met(v)
+}
+
+// judge classifies the error of a call. A lost connection shows in any error: what the
+// application gets is the first.
+func (t *tx) judge(err error) verdict {
+	if t.state != txLost || t.keepsErrors() {
+		return judgeStatement(err)
+	}
+	if t.covered && t.first.class == ClassConnectionLost {
+		t.refuseToMove()
+	}
+	return t.first
 }
 
 // judgeStatement classifies the error of a statement.
@@ -195,7 +216,7 @@ func judgeStatement(err error) verdict {
 // cursorFailed is overcome for rows that were being read or closed.
 func (t *tx) cursorFailed(r *rows, err error, at site) (again bool, _ error) {
 	t.failed(err)
-	v := judgeStatement(err)
+	v := t.judge(err)
 	watched := t.covered && r.watched
 	if watched && t.replayable(v) {
 		err := t.survive(r.ctx, v, at, r)
@@ -203,12 +224,12 @@ func (t *tx) cursorFailed(r *rows, err error, at site) (again bool, _ error) {
 		return err == nil, err
 	}
 	r.ended = true
-	if watched {
+	if t.covered && r.watched {
 		r.shown.failed(err)
 		e := &t.journal().entries[r.entry]
 		e.shown, e.failed, e.closed = r.shown, true, at == atClose
 	}
-	t.unanswered(v)
+	t.unanswered(r.ctx, v)
 	return false, t.met(v)
 }
 
@@ -221,20 +242,21 @@ func (t *tx) cursorClosed(r *rows) {
 }
 
 // unanswered refuses to replay a transaction in which a call ended otherwise than by
-// the server's answer: what state it left behind is not known.
-func (t *tx) unanswered(v verdict) {
+// the server's answer: what state it left behind is not known. And one in which a
+// context ended a call, which would not end in the same way again.
+func (t *tx) unanswered(ctx context.Context, v verdict) {
 	switch {
 	case v.class == ClassConnectionLost:
 		t.refuse(RefusedConnectionLost, "")
-	case sqlState(v.err) == "":
+	case sqlState(v.err) == "", ctx != nil && ctx.Err() != nil:
 		t.refuse(RefusedInterrupted, "")
 	}
 }
 
 // replayable says whether an error is one after which a transaction can be replayed:
-// the server says that it rolled back.
+// the server says that it rolled back, or has lost its client before COMMIT.
 func (t *tx) replayable(v verdict) bool {
-	return t.attempt == nil && replayable(&t.pace, v)
+	return t.attempt == nil && (v.class == ClassConnectionLost && t.pace.allows(v) || replayable(&t.pace, v))
 }
 
 func replayable(p *pace, v verdict) bool {

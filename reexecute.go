@@ -31,14 +31,15 @@ func (r *replay) execute(first int) setback {
 func (r *replay) unexpected(err error) setback {
 	t := r.t
 	v := judgeStatement(err)
+	if v.class == ClassConnectionLost {
+		t.losesConnection()
+		v.err = t.lost(err)
+	}
 	switch {
 	case r.cause() != nil:
 		return setback{kind: interrupted}
 	case t.replayable(v):
 		return setback{kind: conflicted, verdict: v}
-	case v.class == ClassConnectionLost:
-		t.conn.broken = true
-		return setback{kind: broken, what: "the connection was lost"}
 	}
 	what := "it failed"
 	if state := sqlState(err); state != "" {

@@ -39,7 +39,9 @@ const (
 	RefusedAdvisoryXactLock RefusalReason = "advisory_xact_lock"
 	// RefusedSessionState: PREPARE, DEALLOCATE, LOAD, DISCARD or a cursor WITH HOLD
 	// changed the session in a way that survives a rollback, or EXECUTE ran a
-	// statement that PREPARE has hidden.
+	// statement that PREPARE has hidden. Or the connection was lost, and a statement
+	// since it was opened may have changed the session in a way that a new one lacks:
+	// SET, set_config, a temporary table, LISTEN, or a function that is not known.
 	RefusedSessionState RefusalReason = "session_state"
 	// RefusedPreparedTransaction: the transaction was, or had to do with, one
 	// prepared for two-phase commit.
@@ -79,8 +81,8 @@ const (
 	// what lies inside could not be replayed. The error was handed out and the
 	// application's ROLLBACK TO works as it does without the driver.
 	RefusedSavepoint RefusalReason = "savepoint"
-	// RefusedConnectionLost: the connection broke while the transaction was being
-	// replayed.
+	// RefusedConnectionLost: something that had to work for the replay did not, such as
+	// ROLLBACK, or a new connection for a reason that does not pass.
 	RefusedConnectionLost RefusalReason = "connection_lost"
 	// RefusedStatement: a statement outside a transaction that is not a SELECT,
 	// INSERT, UPDATE, DELETE, MERGE, WITH, VALUES or TABLE.
@@ -110,7 +112,7 @@ var refusalWords = map[RefusalReason]string{
 	RefusedValue:               "a value cannot be compared",
 	RefusedInterrupted:         "a statement ended without an answer",
 	RefusedSavepoint:           "the conflict is inside a savepoint and cannot be replayed from there",
-	RefusedConnectionLost:      "the connection was lost",
+	RefusedConnectionLost:      "the connection was lost for good",
 	RefusedStatement:           "only SELECT, INSERT, UPDATE, DELETE, MERGE, WITH, VALUES and TABLE are executed again",
 }
 
@@ -139,7 +141,7 @@ func (t *tx) met(v verdict) error {
 		return v.err
 	}
 	t.tellFinal(outcomeRefused, v, t.refusal, t.refusedFor)
-	return hinted(v.err, explain(outcomeRefused, t.refusal, t.refusedFor))
+	return explained(v.err, outcomeRefused, t.refusal, t.refusedFor)
 }
 
 // surface counts a conflict that the application sees.

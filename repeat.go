@@ -34,10 +34,18 @@ type repeat struct {
 
 // execLone executes a statement outside a transaction.
 func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
+	if c.hasNoSession() {
+		return nil, driver.ErrBadConn
+	}
 	lone := c.beginLone(ctx, s.text)
+	inBlock, since := c.rawOpen, c.tap.mark()
 	result, err := s.exec(c, ctx)
+	if err != nil {
+		err = c.lostLone(ctx, s.text, since, inBlock, err)
+	}
 	lone.executed(err)
 	c.noteRaw(s.text, err)
+	c.observeLone(s.text)
 	if err == nil || lone.attempt != nil || !c.isConflict(err) {
 		return result, err
 	}
@@ -46,7 +54,10 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 		if err := r.pause(err); err != nil {
 			return nil, err
 		}
-		result, err = s.exec(c, r.run)
+		since = c.tap.mark()
+		if result, err = s.exec(c, r.run); err != nil {
+			err = c.lostLone(ctx, s.text, since, false, err)
+		}
 		if again, err := r.ended(err); !again {
 			r.count()
 			return result, err
@@ -56,10 +67,18 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 
 // queryLone is execLone for statements that return rows.
 func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
+	if c.hasNoSession() {
+		return nil, driver.ErrBadConn
+	}
 	lone := c.beginLone(ctx, s.text)
+	inBlock, since := c.rawOpen, c.tap.mark()
 	inner, err := s.query(c, ctx)
+	if err != nil {
+		err = c.lostLone(ctx, s.text, since, inBlock, err)
+	}
 	lone.executed(err)
 	c.noteRaw(s.text, err)
+	c.observeLone(s.text)
 	var r *repeat
 	if err != nil && lone.attempt == nil && c.isConflict(err) {
 		r = c.newRepeat(ctx, s.text, err)
@@ -67,7 +86,10 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 			if err := r.pause(err); err != nil {
 				return nil, err
 			}
-			inner, err = s.query(c, r.run)
+			since = c.tap.mark()
+			if inner, err = s.query(c, r.run); err != nil {
+				err = c.lostLone(ctx, s.text, since, false, err)
+			}
 			again, err = r.ended(err)
 		}
 	}

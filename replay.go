@@ -123,6 +123,12 @@ func (t *tx) survive(call context.Context, v verdict, at site, cursor *rows) err
 // next one; an error is final.
 func (r *replay) attempt(v verdict) (setback, error) {
 	t := r.t
+	if t.conn.gone {
+		r.begun, t.inner = true, nil // with the connection
+		if reason, what := t.cannotMove(); reason != "" {
+			return setback{}, r.poison(outcomeRefused, ErrRefused, reason, what, nil)
+		}
+	}
 	from := r.restart()
 	if from == nowhere {
 		return setback{}, r.handOut(outcomeRefused, RefusedSavepoint, "")
@@ -136,7 +142,7 @@ func (r *replay) attempt(v verdict) (setback, error) {
 	} else if limit == "" {
 		limit, cause = t.pace.ends(0, contexts)
 	}
-	if limit == "" && v.class == ClassNotStarted && !t.conn.connector.budget.take() {
+	if limit == "" && (v.class == ClassNotStarted || v.class == ClassConnectionLost) && !t.conn.connector.budget.take() {
 		limit = "the retry budget is used up"
 	}
 	if limit != "" {
@@ -280,6 +286,9 @@ func (r *replay) beginAgain(v verdict) setback {
 			return setback{kind: broken, what: "ROLLBACK failed"}
 		}
 	}
+	if t.conn.gone {
+		t.conn.hangUp()
+	}
 	t.savepoints.reset()
 	t.retried(v, r.wait, false)
 	waiting := r.newContext()
@@ -295,12 +304,20 @@ func (r *replay) beginAgain(v verdict) setback {
 	}
 	t.startAttempt()
 	ctx := r.newContext()
+	if t.conn.gone {
+		if err := t.conn.reconnect(ctx); err != nil {
+			return r.unreached(err)
+		}
+	}
+	t.conn.endOrphans(ctx)
 	inner, err := t.conn.session.BeginTx(ctx, t.opts)
 	if err != nil {
 		class := Classify(err, PhaseBegin)
 		switch {
 		case r.cause() != nil:
 			return setback{kind: interrupted}
+		case class == ClassConnectionLost:
+			return r.unexpected(err)
 		case class == ClassRetryable, class == ClassNotStarted:
 			return setback{kind: conflicted, verdict: verdict{class: class, err: err}}
 		}
@@ -309,6 +326,21 @@ func (r *replay) beginAgain(v verdict) setback {
 	}
 	t.inner, t.state, t.first = inner, txActive, verdict{}
 	return setback{}
+}
+
+// unreached judges an error of a connection that could not be made.
+func (r *replay) unreached(err error) setback {
+	class := Classify(err, PhaseConnect)
+	if lost := Classify(err, PhaseStatement); lost == ClassConnectionLost {
+		class = lost
+	}
+	switch {
+	case r.cause() != nil:
+		return setback{kind: interrupted}
+	case class == ClassNotStarted, class == ClassConnectionLost:
+		return setback{kind: conflicted, verdict: verdict{class: class, err: r.t.lost(err)}}
+	}
+	return setback{kind: broken, what: "no new connection could be made"}
 }
 
 // newContext returns the context for what the driver does by itself: BEGIN's, that

@@ -437,6 +437,9 @@ func TestOnlyWhatTheServerRolledBackIsReplayed(t *testing.T) {
 func TestErrorsThatAreNoConflictsAreTheVerySame(t *testing.T) {
 	for _, failure := range []error{serverErr("23505"), serverErr("25P02"), errors.New("no"), fmt.Errorf("wrapped: %w", serverErr("22012"))} {
 		for _, call := range []drivertest.Call{drivertest.Exec, drivertest.Query, drivertest.Prepare, drivertest.RowsNext, drivertest.RowsClose, drivertest.StmtExec, drivertest.Commit} {
+			if call == drivertest.Commit && sqlState(failure) == "" {
+				continue // nobody knows what it means for COMMIT
+			}
 			f := newFixture(t)
 			f.Fail(call, failure)
 			err := func() error {

@@ -45,6 +45,8 @@ func (c *Connector) tellFinal(ctx context.Context, kind Kind, o outcome, v verdi
 		c.stats.gaveUp()
 	case outcomeDiverged:
 		decision = DecisionDiverged
+	case outcomeUnknown:
+		decision = DecisionUnknown
 	}
 	if reason != "" {
 		c.stats.refused(reason)

@@ -56,10 +56,20 @@ type Stats struct {
 	// Refusals counts logical transactions, and statements outside them, that met a
 	// conflict and were not run again for a reason.
 	Refusals map[RefusalReason]int64
-	// UnknownCommits counts COMMITs without an answer.
+	// UnknownCommits counts COMMITs without an answer whose fate nobody could tell.
 	UnknownCommits int64
-	// PlainConflicts counts conflicts outside closures that the application saw:
-	// what a closure would have survived.
+	// ResolvedCommits counts COMMITs whose answer was lost, by what was found out:
+	// "committed", "aborted" or "unknown".
+	ResolvedCommits map[string]int64
+	// ConnectionsLost counts connections that broke, by where that was noticed: "idle"
+	// in the pool, before anything was sent; by a "statement" outside a transaction; in
+	// a "transaction" before COMMIT; by "commit".
+	ConnectionsLost map[string]int64
+	// Reconnects counts new sessions that took the place of lost ones, for a replay.
+	// The pool's own connections do not count.
+	Reconnects int64
+	// PlainConflicts counts conflicts, and connections lost before COMMIT, outside
+	// closures that the application saw: what a closure would have survived.
 	PlainConflicts int64
 }
 
@@ -111,6 +121,9 @@ type stats struct {
 	partialReplays atomic.Int64
 	journalPeak    atomic.Int64
 	byMode         atomic.Int64 // unprotected because of the mode: no place for a lock
+	reconnects     atomic.Int64
+	losses         [lossPlaces]atomic.Int64
+	fates          [fates]atomic.Int64
 
 	mu          sync.Mutex // the conflict path, and transactions without protection
 	retries     map[string]int64
@@ -150,6 +163,29 @@ func (s *stats) plainEnded(covered bool, reason RefusalReason, journal int) {
 		s.unprotected = make(map[RefusalReason]int64)
 	}
 	s.unprotected[reason]++
+}
+
+// lost counts a connection that broke.
+func (s *stats) lost(place lossPlace) { s.losses[place].Add(1) }
+
+// reconnected counts a session that took the place of a lost one.
+func (s *stats) reconnected() { s.reconnects.Add(1) }
+
+// resolved counts a COMMIT whose answer was lost.
+func (s *stats) resolved(f fate) { s.fates[f].Add(1) }
+
+// named returns the counters that are not zero by their names; nil if all are.
+func named(counters []atomic.Int64, names []string) map[string]int64 {
+	var found map[string]int64
+	for i := range counters {
+		if n := counters[i].Load(); n != 0 {
+			if found == nil {
+				found = make(map[string]int64)
+			}
+			found[names[i]] = n
+		}
+	}
+	return found
 }
 
 // peak notes the size of a journal.
@@ -264,6 +300,9 @@ func (s *stats) snapshot() Stats {
 		Exhausted:         s.exhausted.Load(),
 		Refusals:          maps.Clone(s.refusals),
 		UnknownCommits:    s.unknown.Load(),
+		ResolvedCommits:   named(s.fates[:], fateNames[:]),
+		ConnectionsLost:   named(s.losses[:], lossPlaceNames[:]),
+		Reconnects:        s.reconnects.Load(),
 		PlainConflicts:    s.plainConflicts.Load(),
 	}
 }

@@ -48,6 +48,7 @@ type stmt struct {
 	queryer     driver.StmtQueryContext
 	conn        *conn
 	text        string
+	generation  int  // of the connection's sessions, the one that knows it
 	closed      bool // by the application
 	shut        bool // at the inner driver
 }
@@ -55,7 +56,7 @@ type stmt struct {
 // replace makes the statement stand for another one of the inner driver's. Both the
 // tap's and otelsql's statements have both interfaces.
 func (s *stmt) replace(inner driver.Stmt) {
-	s.Stmt, s.shut = inner, false
+	s.Stmt, s.shut, s.generation = inner, false, s.conn.generation
 	s.execer = inner.(driver.StmtExecContext)
 	s.queryer = inner.(driver.StmtQueryContext)
 }
@@ -83,6 +84,10 @@ func (s *stmt) itself() *stmt { return s }
 
 // Close closes the statement. Like any call it may be the one that meets an error.
 func (s *stmt) Close() error {
+	if s.generation != s.conn.generation {
+		s.closed = true // together with the session that knew it
+		return nil
+	}
 	if s.conn.tx.isOpen() {
 		return s.conn.tx.closeStmt(s)
 	}

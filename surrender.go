@@ -82,7 +82,7 @@ func (r *replay) poison(o outcome, reason error, refusal RefusalReason, words st
 	t.letGo(r.original.err)
 	if inner := t.inner; inner != nil {
 		t.inner = nil
-		if inner.Rollback() != nil {
+		if !t.conn.gone && inner.Rollback() != nil {
 			// Whatever state it is in: nobody may use it again.
 			t.conn.broken = true
 		}
@@ -95,7 +95,18 @@ func (r *replay) poison(o outcome, reason error, refusal RefusalReason, words st
 	if r.cause() != nil {
 		return t.poison // matches the context's error and the server's
 	}
-	return hinted(r.original.err, explain(o, refusal, words))
+	return explained(r.original.err, o, refusal, words)
+}
+
+// explained returns an error that says why there was no replay.
+func explained(err error, o outcome, refusal RefusalReason, words string) error {
+	lost, ok := err.(*ConnectionLostError) //nolint:errorlint // ours, never wrapped
+	if !ok {
+		return hinted(err, explain(o, refusal, words))
+	}
+	told := *lost
+	told.Refusal, told.Limit = refusal, words
+	return &told
 }
 
 // giveUp makes the error of a transaction that is not replayed.

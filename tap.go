@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"reflect"
+	"time"
 
 	"github.com/lib/pq"
 )
@@ -47,14 +48,24 @@ type tap struct {
 	resetter  driver.SessionResetter
 	validator driver.Validator
 
+	wire  *wire // nil unless the inner connection is lib/pq's and dialled as it does by default
+	libPQ bool  // the inner connection is lib/pq's own
+	pgx   bool  // it is pgx's stdlib's own
+
 	// lastRows and lastStmt are what the inner driver returned last. A connection
 	// serves one call at a time, so whoever called through otelsql finds its own.
 	lastRows driver.Rows
 	lastStmt driver.Stmt
 }
 
-func newTap(inner driver.Conn) *tap {
-	t := &tap{Conn: inner}
+func newTap(inner driver.Conn, socket *wire) *tap {
+	t := &tap{Conn: inner, wire: socket}
+	switch typeName(inner) {
+	case "github.com/lib/pq.conn":
+		t.libPQ = true
+	case "github.com/jackc/pgx/v5/stdlib.Conn":
+		t.pgx = true
+	}
 	t.beginner, _ = inner.(driver.ConnBeginTx)
 	t.checker, _ = inner.(driver.NamedValueChecker)
 	t.execer, _ = inner.(driver.ExecerContext)
@@ -86,7 +97,7 @@ func (t *tap) takeRows(inner driver.Rows) driver.Rows {
 // application, which has seen them, and returns what lets them through again. It can
 // do so with lib/pq only, and not while COPY reads notices in another goroutine.
 func (t *tap) silenceNotices(copying bool) (restore func()) {
-	if copying || !t.isLibPQ() {
+	if copying || !t.libPQ {
 		return func() {}
 	}
 	handler := pq.NoticeHandler(t.Conn)
@@ -97,21 +108,49 @@ func (t *tap) silenceNotices(copying bool) (restore func()) {
 	return func() { pq.SetNoticeHandler(t.Conn, handler) }
 }
 
-// isLibPQ says whether the inner connection is lib/pq's own.
-func (t *tap) isLibPQ() bool {
-	inner := reflect.TypeOf(t.Conn)
-	return inner.Kind() == reflect.Pointer && inner.Elem().PkgPath() == "github.com/lib/pq" && inner.Elem().Name() == "conn"
+// typeName returns the name of the type a pointer leads to, with its package's path.
+func typeName(value any) string {
+	kind := reflect.TypeOf(value)
+	if kind.Kind() == reflect.Pointer {
+		kind = kind.Elem()
+	}
+	return kind.PkgPath() + "." + kind.Name()
 }
 
-// sendsNothing says whether a call would certainly fail without reaching the
-// server: lib/pq says of a connection that it has given up that it is not valid, and
-// sends nothing over it. Of other drivers that is not known.
-func (t *tap) sendsNothing() bool {
-	inner := reflect.TypeOf(t.Conn)
-	if inner.Kind() == reflect.Pointer {
-		inner = inner.Elem()
+// mark is where a connection stood before a request.
+type mark struct {
+	silent bool   // whatever is asked, nothing will be sent
+	sent   uint64 // bytes so far
+}
+
+// mark is taken before a request.
+func (t *tap) mark() mark {
+	if t.wire == nil {
+		return mark{silent: t.libPQ && !t.isValid()}
 	}
-	return inner.PkgPath() == "github.com/lib/pq" && !t.isValid()
+	return mark{sent: t.wire.sent.Load()}
+}
+
+// unsent says whether a request that failed certainly did not reach the server: no
+// byte of it left; or lib/pq had given up the connection before; or pgx says so, which
+// returns driver.ErrBadConn only then. Of other drivers it is not known: the contract
+// of driver.ErrBadConn says so, but lib/pq is not alone in breaking it.
+func (t *tap) unsent(since mark, err error) bool {
+	switch {
+	case t.wire != nil:
+		return t.wire.sent.Load() == since.sent
+	case t.pgx:
+		return err == driver.ErrBadConn //nolint:errorlint // nothing else is meant
+	}
+	return since.silent
+}
+
+// pulse looks whether the server has hung up, or has something to say.
+func (t *tap) pulse() pulse {
+	if t.wire == nil {
+		return pulseUnknown
+	}
+	return t.wire.peek.pulse()
 }
 
 func (t *tap) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -194,6 +233,18 @@ func (t *tap) Ping(ctx context.Context) error {
 		return nil
 	}
 	return t.pinger.Ping(ctx)
+}
+
+// ping is Ping with a bound of its own, because lib/pq waits for the answer however long
+// the context lasts. It is called only where there is a wire.
+func (t *tap) ping(ctx context.Context) error {
+	if err := t.wire.SetDeadline(time.Now().Add(pingTimeout)); err != nil {
+		return err
+	}
+	if err := t.Ping(ctx); err != nil {
+		return err
+	}
+	return t.wire.SetDeadline(time.Time{})
 }
 
 func (t *tap) ResetSession(ctx context.Context) error {

@@ -30,6 +30,11 @@ const (
 	spanAttempt     = "pgretry.attempt"
 	eventDeadlock   = "pgretry.deadlock"
 
+	eventResolved = "pgretry.commit.resolved"
+
+	keyFate       = attribute.Key("pgretry.commit.fate")
+	keyElapsed    = attribute.Key("pgretry.commit.resolve.duration")
+	keyPlace      = attribute.Key("pgretry.connection.place")
 	keyAttempt    = attribute.Key("pgretry.attempt")
 	keyAttempts   = attribute.Key("pgretry.attempts")
 	keyBackoff    = attribute.Key("pgretry.backoff")
@@ -73,6 +78,9 @@ type telemetry struct {
 	refusals      metric.Int64Counter
 	uncovered     metric.Int64Counter
 	commitUnknown metric.Int64Counter
+	resolve       metric.Float64Histogram
+	lost          metric.Int64Counter
+	replaced      metric.Int64Counter
 	byOutcome     [outcomes][]metric.RecordOption
 }
 
@@ -107,7 +115,7 @@ func newTelemetry(c *config) *telemetry {
 // instruments makes the instruments. What cannot be made does nothing and is
 // reported to OpenTelemetry's error handler: measuring is no reason not to work.
 func (t *telemetry) instruments(meter metric.Meter) {
-	var errs [7]error
+	var errs [10]error
 	t.duration, errs[0] = meter.Float64Histogram("pgretry.transaction.duration",
 		metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBoundaries...),
 		metric.WithDescription("Duration of logical transactions, all attempts and waits included."))
@@ -125,6 +133,13 @@ func (t *telemetry) instruments(meter metric.Meter) {
 		metric.WithUnit("{transaction}"), metric.WithDescription("Transactions that the driver stopped being able to replay, by reason, with or without a conflict."))
 	t.commitUnknown, errs[5] = meter.Int64Counter("pgretry.commit.unknown",
 		metric.WithUnit("{commit}"), metric.WithDescription("COMMITs whose outcome is unknown."))
+	t.resolve, errs[7] = meter.Float64Histogram("pgretry.commit.resolve.duration",
+		metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBoundaries...),
+		metric.WithDescription("Time to find out what became of a COMMIT whose answer was lost, by fate."))
+	t.lost, errs[8] = meter.Int64Counter("pgretry.connection.lost",
+		metric.WithUnit("{connection}"), metric.WithDescription("Connections that broke, by where that was noticed."))
+	t.replaced, errs[9] = meter.Int64Counter("pgretry.connection.replaced",
+		metric.WithUnit("{connection}"), metric.WithDescription("New sessions that took the place of lost ones for a replay."))
 	for _, err := range errs {
 		if err != nil {
 			otel.Handle(err)
@@ -291,6 +306,22 @@ func (t *telemetry) unprotected(ctx context.Context, reason RefusalReason) {
 
 func (t *telemetry) unknownCommit(ctx context.Context) {
 	t.commitUnknown.Add(ctx, 1, metric.WithAttributes(semconv.DBSystemNamePostgreSQL))
+}
+
+func (t *telemetry) connectionLost(ctx context.Context, place lossPlace) {
+	t.lost.Add(ctx, 1, metric.WithAttributes(semconv.DBSystemNamePostgreSQL, keyPlace.String(lossPlaceNames[place])))
+}
+
+func (t *telemetry) reconnected(ctx context.Context) {
+	t.replaced.Add(ctx, 1, metric.WithAttributes(semconv.DBSystemNamePostgreSQL))
+}
+
+// commitResolved tells what became of a COMMIT whose answer was lost.
+func (t *telemetry) commitResolved(ctx context.Context, span trace.Span, f fate, elapsed time.Duration) {
+	t.resolve.Record(ctx, elapsed.Seconds(), metric.WithAttributes(semconv.DBSystemNamePostgreSQL, keyFate.String(fateNames[f])))
+	if span != nil {
+		span.AddEvent(eventResolved, trace.WithAttributes(keyFate.String(fateNames[f]), keyElapsed.Float64(elapsed.Seconds())))
+	}
 }
 
 // plainTx is the telemetry of a transaction that no closure runs: the driver

@@ -344,12 +344,15 @@ func TestTheMetrics(t *testing.T) {
 		"pgretry.backoff.duration":     "s {:2 bounds 9}",
 		"pgretry.refusals":             "{transaction} {refusal.reason=already_committed:1}",
 		"pgretry.commit.unknown":       "{commit} {:1}",
+
+		"pgretry.commit.resolve.duration": "s {commit.fate=unknown:1 bounds 9}",
+		"pgretry.connection.lost":         "{connection} {connection.place=commit:1}",
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %s\nwant %s", name, got[name], want)
 		}
 	}
-	if len(got) != 6 {
+	if len(got) != 8 {
 		t.Errorf("there are %d metrics: %v", len(got), got)
 	}
 }

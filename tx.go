@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 )
@@ -39,6 +40,15 @@ type tx struct {
 	rawOutcome outcome // of txEndedRaw
 	statements int     // of the current attempt
 
+	started  time.Time
+	identity identity // by which its COMMIT can be found again
+
+	// What its statements have done, as far as their texts show.
+	wrote        bool // something but proven reads
+	hiddenEffect bool // perhaps something that needs no transaction id
+	leavesState  bool // perhaps something that another session would lack
+	setsAccess   bool // SET TRANSACTION
+
 	plain plainTx // telemetry of a transaction outside closures
 
 	// Statements whose context carries the span that BEGIN's carried are put
@@ -70,17 +80,21 @@ func (t *tx) journal() *journal { return &t.conn.journal }
 
 func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	c := t.conn
+	if c.hasNoSession() {
+		return nil, driver.ErrBadConn
+	}
 	config := c.connector.config
 	*t = tx{
 		conn: c, number: t.number + 1, opts: opts, began: ctx,
 		savepoints: savepoints{stack: t.savepoints.stack[:0]}, cancels: t.cancels[:0], stops: t.stops[:0],
+		started: config.now(),
 	}
 	a := attemptFrom(ctx)
 	if a != nil {
 		a.meets(c.connector)
 		t.attemptSpan = a.currentSpan()
 	} else {
-		t.pace = pace{config: config, started: config.now(), attempts: 1}
+		t.pace = pace{config: config, started: t.started, attempts: 1}
 		switch {
 		case config.mode != ModeReplay:
 			t.refusal = RefusedMode
@@ -100,8 +114,10 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 	}
 	beginContext := t.statementContext(ctx)
 
+	c.endOrphans(beginContext)
 	inner, err := c.session.BeginTx(beginContext, opts)
 	if err != nil {
+		err = c.lostBefore(ctx, PhaseBegin, err)
 		class := Classify(err, PhaseBegin)
 		if a != nil {
 			a.noteFailure(class, err)
@@ -176,21 +192,32 @@ func (t *tx) committedPerhaps(err error) {
 		t.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
 	}
 	if Classify(err, PhaseCommit) == ClassUnknownOutcome {
+		if !t.keepsErrors() {
+			t.conn.noteLost(t.began, lostCommit)
+			err = t.conn.commitUnknown(err)
+		}
 		t.state, t.first = txLost, verdict{class: ClassUnknownOutcome, err: err}
 	}
 }
 
 // failed notes an error of a statement or a cursor of the transaction.
 func (t *tx) failed(err error) {
-	if t.state != txActive {
+	class := Classify(err, PhaseStatement)
+	if t.state != txActive && (t.state != txAborted || class != ClassConnectionLost) {
 		return
 	}
-	class := Classify(err, PhaseStatement)
 	switch {
 	case class == ClassConnectionLost:
 		t.state = txLost
+		if !t.keepsErrors() {
+			t.losesConnection()
+			err = t.lost(err)
+		}
 	case sqlState(err) != "":
 		t.state = txAborted
+		if sqlState(err) == readOnlyTransaction && !t.wantsReadOnly() {
+			t.conn.broken = true // a primary that is none any more
+		}
 	default:
 		return // the client's own mistake: the server knows nothing of it
 	}
@@ -203,23 +230,39 @@ func (t *tx) failed(err error) {
 
 // tellDeadlock adds the event to the attempt's span, wherever that is.
 func (t *tx) tellDeadlock(err error) {
-	span := t.plain.span
+	t.conn.connector.telemetry.deadlock(t.currentSpan(), err)
+}
+
+// currentSpan returns the attempt's span, nil if there is none.
+func (t *tx) currentSpan() trace.Span {
 	if t.attempt != nil {
-		span = t.attempt.currentSpan()
+		return t.attempt.currentSpan()
 	}
-	t.conn.connector.telemetry.deadlock(span, err)
+	return t.plain.span
 }
 
 // Commit commits. The error is the inner driver's, unless the transaction was
 // poisoned or its conflict was seen before.
 func (t *tx) Commit() error {
-	if t.state == txPoisoned {
-		err := t.poison
-		t.forget()
-		return err
-	}
 	for {
-		unsent := t.conn.tap.sendsNothing()
+		if t.state == txPoisoned {
+			err := t.poison
+			t.forget()
+			return err
+		}
+		if t.state == txLost && !t.keepsErrors() {
+			// Nothing more is sent, so that it is certain that COMMIT was not.
+			v := t.first
+			t.end(outcomeRolledBack, v)
+			return v.err
+		}
+		if err := t.identify(); err != nil {
+			t.failed(err)
+			if again, _ := t.overcome(context.Background(), err, false); again || t.state == txPoisoned || t.state == txLost {
+				continue
+			}
+		}
+		since := t.conn.tap.mark()
 		err := t.inner.Commit()
 		if err == nil {
 			t.conn.rawOpen = false
@@ -232,18 +275,44 @@ func (t *tx) Commit() error {
 			v.class = ClassPermanent // there was nothing left to commit
 		case v.class == ClassAborted && t.first.err != nil:
 			v = t.first
-		case v.class == ClassUnknownOutcome && unsent:
+		case v.class == ClassUnknownOutcome && t.state == txAborted && !t.keepsErrors():
+			// There is nothing that COMMIT could have committed.
+			v = t.first
+			if Classify(err, PhaseStatement) == ClassConnectionLost {
+				t.failed(err)
+				v, err = t.first, t.first.err
+			}
+		case v.class == ClassUnknownOutcome && t.conn.tap.unsent(since, err):
 			v.class = ClassConnectionLost
+			if !t.keepsErrors() {
+				t.losesConnection()
+				v.err = t.lost(err)
+				err = v.err
+			}
+		case v.class == ClassUnknownOutcome && !t.keepsErrors():
+			v = t.resolve(err)
+			err = v.err
+			if v.class == ClassNone {
+				t.end(outcomeCommitted, v)
+				return nil
+			}
 		}
 		if t.first.err == nil {
 			t.tellDeadlock(err)
 		}
 		if !t.replayable(v) || t.state != txActive {
 			err = t.afterCommit(v, err)
+			if v.class == ClassUnknownOutcome && t.attempt == nil && !t.keepsErrors() {
+				t.tellFinal(outcomeUnknown, v, "", "")
+			}
 			t.end(outcomeRolledBack, v)
 			return err
 		}
-		if t.covered {
+		switch {
+		case !t.covered:
+		case v.class == ClassConnectionLost:
+			t.refuseToMove()
+		default:
 			t.refuseForeignTables()
 		}
 		if !t.covered {
@@ -290,8 +359,13 @@ type innerTx struct {
 
 func (i innerTx) Commit() error {
 	err := i.Tx.Commit()
-	if class := Classify(err, PhaseCommit); class == ClassNone || class == ClassUnknownOutcome {
+	class := Classify(err, PhaseCommit)
+	if class == ClassNone || class == ClassUnknownOutcome {
 		i.outer.endRaw(outcomeCommitted, "a transaction begun inside another")
+	}
+	if class == ClassUnknownOutcome && !i.outer.keepsErrors() {
+		i.outer.conn.noteLost(i.outer.began, lostCommit)
+		return i.outer.conn.commitUnknown(err)
 	}
 	return err
 }
@@ -337,6 +411,7 @@ func (t *tx) end(o outcome, v verdict) {
 		o = t.rawOutcome
 	}
 	t.finish(o, v, "")
+	t.conn.stateful = t.conn.stateful || t.leavesState
 	t.forget()
 }
 

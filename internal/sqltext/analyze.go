@@ -29,6 +29,9 @@ type frame struct {
 	open     byte // 0 at top level
 	cast     bool // CAST(…)
 	distinct bool // DISTINCT ON (…)
+	rows     bool // a query or the arguments of a function: a name that follows is an alias
+	setting  settingCall
+	commas   uint8 // up to 3
 	with     withState
 }
 
@@ -84,7 +87,7 @@ type analysis struct {
 	lexer       lexer
 	info        Info
 	frames      []frame
-	firstFrames [24]frame
+	firstFrames [16]frame
 	notRead     bool // something in the text is not understood or not harmless
 	own         ownState
 	// transactionCommand is the first in the text.
@@ -93,6 +96,7 @@ type analysis struct {
 	head       [headWords]wordID
 	headLength int
 	headClosed bool // the head is over
+	headDotted bool // by a dot: its last word begins a dotted name
 	tokens     int
 	// p1 is the token before the current one, p2 the one before that.
 	p1, p2, p3 token
@@ -115,6 +119,8 @@ type analysis struct {
 	copyKind     CopyKind
 	holds        bool // WITH HOLD
 	changesRows  bool // INSERT or the like begins the statement, or follows its WITH list
+	where        bool // WHERE was read
+	computes     bool // a CREATE has come to what it computes at once: a query, the bounds of a partition
 	routine      bool // CREATE … FUNCTION or PROCEDURE
 	atomicDepth  int  // BEGIN ATOMIC and the CASEs in it that have no END yet
 }
@@ -171,6 +177,7 @@ func (a *analysis) readHead(t token) {
 	case t.is('(') && a.headLength == 0:
 	default:
 		a.headClosed = true
+		a.headDotted = t.is('.')
 	}
 }
 
@@ -314,6 +321,14 @@ func (a *analysis) word(t token) {
 		if a.top().cast {
 			a.typeState = typeExpected
 		}
+		a.computes = a.computes || a.head[0] == wordCreate && len(a.frames) == 1 && a.makesTable()
+	case wordSelect, wordWith:
+		a.top().rows = a.top().rows || a.p1.is('(')
+	case wordValues:
+		a.top().rows = a.top().rows || a.p1.is('(')
+		a.computes = a.computes || a.head[0] == wordCreate && a.p1.isWord(wordFor)
+	case wordWhere:
+		a.where = true
 	case wordExecute:
 		// CREATE TABLE … AS EXECUTE, EXPLAIN EXECUTE: what it executes was prepared.
 		if a.head[0] == wordCreate && a.p1.isWord(wordAs) || a.head[0] == wordExplain && (a.p1.isWord(wordAs) || a.explainHead == wordExecute) {
@@ -421,6 +436,12 @@ func (a *analysis) routineWord(id wordID) {
 		// and a column named CASE hid its end.
 		if a.p1.is(';') {
 			a.info.TxControl, a.info.BeginsTx, a.info.EndsTx = true, true, true
+			a.unknownEffects()
+		}
+	case wordSet, wordReset, wordDiscard, wordListen, wordUnlisten, wordNotify, wordLoad, wordDo, wordCall, wordExecute,
+		wordDeallocate, wordDeclare, wordCopy, wordCreate, wordAlter:
+		if a.p1.is(';') { // the same goes for these
+			a.unknownEffects()
 		}
 	}
 }
@@ -511,6 +532,7 @@ func (a *analysis) symbol(t token) token {
 		return a.close(t)
 	case ',':
 		f := a.top()
+		f.commas = min(f.commas+1, 3)
 		switch f.with {
 		case withAfterBody, withSearchSet:
 			f.with = withName
@@ -519,8 +541,8 @@ func (a *analysis) symbol(t token) token {
 			f.with = withNone
 		}
 	case '.':
-		if a.p1.isName() && a.nameParts == 1 && a.partName(a.p1) == "pg_temp" {
-			a.info.Temporary = true
+		if a.p1.isName() && a.nameParts <= 2 && strings.HasPrefix(a.partName(a.p1), "pg_temp") {
+			a.info.Temporary = true // pg_temp_3 too, and within the database's name
 		}
 	}
 	return t
@@ -547,7 +569,9 @@ func (a *analysis) openParenthesis() {
 		a.explain = explainOptions
 	}
 	if a.isFunction() {
-		a.function()
+		name := a.function()
+		inner.rows = a.p1.word.class&classIntroducer == 0 // no OPERATOR(…) before an operand
+		inner.setting = a.noteCall(name)
 	}
 	a.frames = append(a.frames, inner)
 }
@@ -573,6 +597,9 @@ func (a *analysis) close(t token) token {
 			return t
 		}
 	}
+	if f.setting != settingNone && !a.isLocalSetting(f) {
+		a.info.addStateFunction(settingNames[f.setting])
+	}
 	a.frames = a.frames[:len(a.frames)-1]
 	if a.explain == explainOptions && len(a.frames) == 1 {
 		a.explain = explainWords
@@ -580,6 +607,7 @@ func (a *analysis) close(t token) token {
 	if f.distinct {
 		return token{kind: tokenWord, word: word{id: wordDistinct, class: classReserved}, start: t.start, end: t.end}
 	}
+	t.rows = f.rows
 	return t
 }
 
@@ -647,8 +675,8 @@ func (a *analysis) isFunction() bool {
 	return true
 }
 
-// function records the name that p1 ends.
-func (a *analysis) function() {
+// function records the name that p1 ends, and returns it.
+func (a *analysis) function() string {
 	var name string
 	if a.nameParts == 1 {
 		name = a.functionPart(a.p1)
@@ -667,6 +695,7 @@ func (a *analysis) function() {
 	if !slices.Contains(a.info.Functions, name) {
 		a.info.Functions = append(a.info.Functions, name)
 	}
+	return name
 }
 
 // functionPart is partName, with its quotes if it would be ambiguous without.
@@ -715,6 +744,7 @@ func (a *analysis) endStatement() {
 		a.info.Savepoint = a.savepointName(keyword)
 	}
 	a.noteHazard(keyword)
+	a.noteEffects(keyword)
 	if len(a.frames) > 1 || a.atomicDepth != 0 {
 		a.lexer.suspicious = true // only the end of the text comes here so
 	}
@@ -724,14 +754,14 @@ func (a *analysis) endStatement() {
 
 func (a *analysis) resetStatement() {
 	a.head = [headWords]wordID{}
-	a.headLength, a.headClosed, a.tokens = 0, false, 0
+	a.headLength, a.headClosed, a.headDotted, a.tokens = 0, false, false, 0
 	a.p1, a.p2, a.p3 = token{}, token{}, token{}
 	a.nameStart, a.nameParts, a.nameRole = 0, 0, roleExpression
 	a.typeState, a.pendingDML = typeNone, wordNone
 	a.explain, a.explainHead = explainNone, wordNone
 	a.executes, a.modifies, a.locks, a.chains = false, false, false, false
 	a.bodyExpected, a.copyAwaits, a.copyFrom, a.copyKind = false, false, false, CopyNone
-	a.holds, a.changesRows = false, false
+	a.holds, a.changesRows, a.where, a.computes = false, false, false, false
 	a.routine, a.atomicDepth = false, 0
 }
 
@@ -764,6 +794,7 @@ func (a *analysis) finish() {
 		a.info.Savepoint = ""
 	}
 	a.finishHazard()
+	a.finishEffects()
 }
 
 // keyword judges the kind of the statement by its head.
@@ -814,6 +845,13 @@ func (a *analysis) keyword() Keyword {
 		}
 		return Prepare
 	case wordSet:
+		if a.headDotted {
+			// SET local.x and SET SESSION transaction.x are about parameters.
+			if a.headLength == 2 {
+				return Set
+			}
+			third = wordNone
+		}
 		if second == wordConstraints {
 			return SetConstraints
 		}

@@ -11,6 +11,9 @@ func FuzzAnalyze(f *testing.F) {
 	for _, text := range provenReads {
 		f.Add(text)
 	}
+	for text := range effectsOfTexts {
+		f.Add(text)
+	}
 	cache := NewCache(8, 200)
 	f.Fuzz(func(t *testing.T, text string) {
 		info := Analyze(text)
@@ -46,6 +49,14 @@ func FuzzAnalyze(f *testing.F) {
 				t.Errorf("%q: %+v", two, got)
 			}
 			if info.Statements > 0 && (got.Hazard != HazardTxControl || got.OwnRows || got.Savepoint != "") {
+				t.Errorf("%q: %+v", two, got)
+			}
+			if got.SessionState != info.SessionState || got.HiddenEffect != info.HiddenEffect {
+				t.Errorf("%q: %+v, but alone %+v", two, got, info)
+			}
+		}
+		for _, two := range []string{text + "\n;set a = 1; notify c", "set a = 1; notify c;" + text} {
+			if got := Analyze(two); !got.SessionState || !got.HiddenEffect {
 				t.Errorf("%q: %+v", two, got)
 			}
 		}
@@ -169,7 +180,7 @@ func checkFields(t *testing.T, info Info, tokens int) {
 		t.Errorf("%d statements of %d tokens", info.Statements, tokens)
 	}
 	if (info.Statements == 0) != (info.Keyword == None) || info.Statements > 0 && !info.Keywords.Has(info.Keyword) ||
-		info.Keywords.Len() > info.Statements {
+		(info.Keywords&^KeywordsOf(Execute)).Len() > info.Statements { // Execute also for one inside another statement
 		t.Errorf("%d statements, first %v, all %b", info.Statements, info.Keyword, info.Keywords)
 	}
 	if info.ProvenRead && (info.Suspicious || info.Statements != 1 || info.TxControl || info.DataModifying ||
@@ -180,6 +191,7 @@ func checkFields(t *testing.T, info Info, tokens int) {
 		t.Errorf("no transaction control: %+v", info)
 	}
 	checkHazard(t, info)
+	checkEffects(t, info)
 	single := info.Statements == 1 && !info.Suspicious
 	if info.Savepoint != "" && (!single || !KeywordsOf(Savepoint, Release, RollbackTo).Has(info.Keyword) ||
 		len(info.Savepoint) > longestName || info.Hazard != HazardNone) {
@@ -222,6 +234,31 @@ func checkHazard(t *testing.T, info Info) {
 		if h := HazardOfFunction(name); h != HazardNone {
 			t.Errorf("%s: %v, and yet none in %+v", name, h, info)
 		}
+	}
+}
+
+// checkEffects checks that the effects follow from the other fields.
+func checkEffects(t *testing.T, info Info) {
+	t.Helper()
+	nobody := func(string) bool { return false }
+	everybody := func(string) bool { return true }
+	if info.LeavesSessionState(nil) != info.SessionState || info.LeavesSessionState(nobody) != info.SessionState ||
+		info.LeavesSessionState(everybody) && !info.SessionState {
+		t.Errorf("session state depends on who asks: %+v", info)
+	}
+	if command := info.Suspicious || info.WithHold || info.Temporary || info.Keywords.Intersects(KeywordsOf(Set, Reset, Discard,
+		Listen, Unlisten, Prepare, Deallocate, Load, Do, Call, Execute)); command && !info.LeavesSessionState(everybody) {
+		t.Errorf("no session state: %+v", info)
+	}
+	if (info.Suspicious || info.Keywords.Intersects(KeywordsOf(Notify, Do, Call, Execute))) && !info.HiddenEffect {
+		t.Errorf("no hidden effect: %+v", info)
+	}
+	harmless := info.CallsOnlyHarmless()
+	if harmless && info.SessionState != info.LeavesSessionState(everybody) {
+		t.Errorf("session state by functions that are harmless: %+v", info)
+	}
+	if info.ProvenRead && (info.SessionState && !info.Temporary || info.HiddenEffect) {
+		t.Errorf("a proven read with an effect: %+v", info)
 	}
 }
 

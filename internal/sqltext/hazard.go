@@ -168,7 +168,7 @@ func (a *analysis) hazardOfCommand(k Keyword) (h Hazard, name string) {
 	case PrepareTransaction, CommitPrepared, RollbackPrepared:
 		return HazardPreparedTransaction, k.String()
 	case DDL:
-		if a.head[0] == wordAlter && a.head[1] == wordSystem {
+		if a.altersSystem() {
 			return HazardOutside, "ALTER SYSTEM"
 		}
 	case Copy:

@@ -19,6 +19,7 @@ type token struct {
 	kind       tokenKind
 	symbol     byte // of a tokenSymbol
 	word       word // of a tokenWord
+	rows       bool // of a ')' that ends a frame with rows
 	start, end int
 }
 

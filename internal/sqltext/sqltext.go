@@ -80,7 +80,8 @@ type Info struct {
 	LocksRows bool
 	// WithHold is set if a DECLARE makes a cursor that outlives its transaction.
 	WithHold bool
-	// Temporary is set if a temporary object is made or pg_temp is mentioned.
+	// Temporary is set if a temporary object is made or a schema whose name
+	// begins with pg_temp is mentioned.
 	Temporary bool
 	// Copy says where the first COPY of the text reads or writes.
 	Copy CopyKind
@@ -127,13 +128,50 @@ type Info struct {
 	// CopyFreeze is set if a COPY has the option FREEZE.
 	CopyFreeze bool
 
+	// SessionState is set if executing the text may leave something in the
+	// session that outlives the transaction and that a new session does not
+	// have, or asks for such: SET but for SET LOCAL, SET TRANSACTION and SET
+	// CONSTRAINTS; RESET, DISCARD, LISTEN, UNLISTEN, PREPARE, DEALLOCATE, LOAD;
+	// DECLARE … WITH HOLD; temporary objects and any mention of pg_temp, ON
+	// COMMIT DROP or not; DO, CALL, EXECUTE; a statement this package knows
+	// nothing about; a function whose effect is not known, or known to be one
+	// on the session: advisory locks of the session, set_config unless its
+	// third argument is the word TRUE, setseed, and currval and lastval, which
+	// show what nextval and setval have left. These two and random do not count
+	// themselves, nor do the advisory locks of the transaction, large objects,
+	// and objects in the database that are not temporary.
+	//
+	// What is local to a transaction does not count either, though a parameter
+	// with a dot in its name that was set so for the first time is the empty
+	// string ever after, and not unknown. The package comment says what the
+	// text does not show. See LeavesSessionState.
+	SessionState bool
+	// HiddenEffect is set if executing the text may have an effect outside the
+	// session that takes place although the transaction gets no transaction
+	// id, as that of pg_notify does at COMMIT, or that reaches outside the
+	// database: NOTIFY; DO, CALL, EXECUTE; COPY of a file or a program of the
+	// server's; ALTER SYSTEM; COMMIT PREPARED and ROLLBACK PREPARED; a
+	// statement this package knows nothing about; a function whose effect is
+	// not known, or known to be such. nextval, setval and advisory locks do not
+	// count: they wait for no COMMIT.
+	//
+	// It does not speak of what DataModifying statements do without getting an
+	// id: by triggers that are called though no row is changed, by instead-of
+	// triggers and rules, and on foreign tables.
+	HiddenEffect bool
+
 	// Suspicious is set if the text may not mean to the server what it means
 	// here: something is unterminated or unbalanced, a character is none of
 	// SQL's, a backslash in a plain literal may escape the quote after it, a
 	// number runs into a word, an identifier is written as U&"…". The other
-	// fields are then guesses, ProvenRead and OwnRows are false, and Hazard is
-	// HazardUnreadable.
+	// fields are then guesses, ProvenRead and OwnRows are false, SessionState
+	// and HiddenEffect are true, and Hazard is HazardUnreadable.
 	Suspicious bool
+
+	// stateByCommand is set if SessionState is for a reason that is no
+	// function; stateFunctions are those that are one, each once.
+	stateByCommand bool
+	stateFunctions []string
 }
 
 // CallsOnlyHarmless reports whether every function named in the text is

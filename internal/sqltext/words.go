@@ -62,6 +62,7 @@ const (
 	wordDiscard
 	wordDistinct
 	wordDo
+	wordDomain
 	wordDrop
 	wordEnd
 	wordEscape
@@ -85,6 +86,7 @@ const (
 	wordHold
 	wordIlike
 	wordImport
+	wordIndex
 	wordInner
 	wordInsert
 	wordIntersect
@@ -197,11 +199,11 @@ func buildWords() map[string]word {
 		"cluster": wordCluster, "comment": wordComment, "commit": wordCommit, "conflict": wordConflict,
 		"constraints": wordConstraints, "copy": wordCopy, "create": wordCreate, "cross": wordCross, "cube": wordCube,
 		"cycle": wordCycle, "deallocate": wordDeallocate, "declare": wordDeclare, "delete": wordDelete,
-		"discard": wordDiscard, "distinct": wordDistinct, "do": wordDo, "drop": wordDrop, "end": wordEnd,
+		"discard": wordDiscard, "distinct": wordDistinct, "do": wordDo, "domain": wordDomain, "drop": wordDrop, "end": wordEnd,
 		"escape": wordEscape, "execute": wordExecute, "exists": wordExists, "explain": wordExplain, "fetch": wordFetch,
 		"filter": wordFilter, "for": wordFor, "foreign": wordForeign, "from": wordFrom, "full": wordFull,
 		"function": wordFunction, "global": wordGlobal, "grant": wordGrant, "group": wordGroup,
-		"grouping": wordGrouping, "hold": wordHold, "ilike": wordIlike, "import": wordImport, "inner": wordInner,
+		"grouping": wordGrouping, "hold": wordHold, "ilike": wordIlike, "import": wordImport, "index": wordIndex, "inner": wordInner,
 		"insert": wordInsert, "into": wordInto, "join": wordJoin, "key": wordKey, "left": wordLeft, "like": wordLike,
 		"listen": wordListen, "load": wordLoad, "local": wordLocal, "lock": wordLock, "materialized": wordMaterialized,
 		"merge": wordMerge, "move": wordMove, "natural": wordNatural, "no": wordNo, "not": wordNot,

@@ -706,7 +706,13 @@ func scriptedDropped(s *session) {
 		{drivertest.AnyQuery, func() error { return s.db.QueryRowContext(s.ctx, "SELECT").Scan(new(any)) }},
 		{drivertest.RowsNext, func() error { return s.db.QueryRowContext(s.ctx, "SELECT").Scan(new(any)) }},
 		{drivertest.Prepare, func() error { _, err := s.db.PrepareContext(s.ctx, "SELECT"); return err }},
-		{drivertest.Begin, func() error { _, err := s.db.BeginTx(s.ctx, nil); return err }},
+		{drivertest.Begin, func() error {
+			tx, err := s.db.BeginTx(s.ctx, nil)
+			if err != nil {
+				return err
+			}
+			return tx.Rollback() // where a wrapper has begun on another connection
+		}},
 		{drivertest.Commit, func() error {
 			tx, err := s.db.BeginTx(s.ctx, nil)
 			if err != nil {

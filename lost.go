@@ -1,0 +1,200 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"time"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
+)
+
+// lossPlace is where the loss of a connection was noticed.
+type lossPlace uint8
+
+const (
+	lostIdle        lossPlace = iota // in the pool, before anything was sent
+	lostStatement                    // by a statement outside a transaction
+	lostTransaction                  // in a transaction, before COMMIT
+	lostCommit                       // by COMMIT
+	lossPlaces                       // how many there are
+)
+
+var lossPlaceNames = [lossPlaces]string{
+	lostIdle: "idle", lostStatement: "statement", lostTransaction: "transaction", lostCommit: "commit",
+}
+
+// idleBeforePing is how long a connection may lie in the pool before it is asked
+// whether it still works: what forgets it on the way, a firewall or a translator of
+// addresses, does not tell its ends.
+const idleBeforePing = time.Minute
+
+// pingTimeout bounds the wait for the answer.
+const pingTimeout = 5 * time.Second
+
+// stillThere looks, before a connection from the pool is used, whether the server has
+// hung up in the meantime. Then driver.ErrBadConn is the truth: nothing has been sent,
+// and the pool moves on.
+func (c *conn) stillThere(ctx context.Context) error {
+	if c.connector.config.mode == ModeOff {
+		return nil
+	}
+	switch c.tap.pulse() {
+	case pulseDead:
+		c.noteLost(ctx, lostIdle)
+		return driver.ErrBadConn
+	case pulseQuiet:
+		if c.idleSince.IsZero() || time.Since(c.idleSince) < idleBeforePing {
+			return nil
+		}
+	case pulseUnknown:
+		return nil
+	}
+	// It has something to say, a notice or its last words, or was silent for long.
+	if c.tap.ping(ctx) != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		c.noteLost(ctx, lostIdle)
+		return driver.ErrBadConn
+	}
+	return nil
+}
+
+// noteLost notes that there is no session any more behind the connection. The pool
+// drops it, unless it gets another one.
+func (c *conn) noteLost(ctx context.Context, place lossPlace) {
+	c.broken = true
+	if c.gone {
+		return
+	}
+	c.gone = true
+	connector := c.connector
+	connector.lastLoss.Store(connector.config.now().UnixNano())
+	connector.stats.lost(place)
+	connector.telemetry.connectionLost(ctx, place)
+}
+
+// hasNoSession says whether the session is lost. Nothing is sent any more then, so that
+// driver.ErrBadConn is the truth.
+func (c *conn) hasNoSession() bool { return c.gone && c.connector.config.mode != ModeOff }
+
+// lostLone returns what the application, or database/sql, gets to see of an error of a
+// statement outside a transaction: driver.ErrBadConn, at which the statement is
+// executed again on another connection, only if it cannot have reached the server or
+// changes nothing.
+func (c *conn) lostLone(ctx context.Context, text string, since mark, inBlock bool, err error) error {
+	if err == driver.ErrSkip || c.connector.config.mode == ModeOff { //nolint:errorlint // drivers must return it bare
+		return err
+	}
+	class := Classify(err, PhaseStatement)
+	if class != ClassConnectionLost {
+		if sqlState(err) == readOnlyTransaction {
+			c.broken = true // a primary that is none any more
+		}
+		return err
+	}
+	c.noteLost(ctx, lostStatement)
+	if ctx.Err() != nil {
+		return err // nothing is executed under a context that has ended
+	}
+	info := analyze(text)
+	switch {
+	case inBlock && mayHaveCommitted(info, err):
+		return c.commitUnknown(err)
+	case inBlock:
+		return &ConnectionLostError{Cause: err, RolledBack: true}
+	case c.tap.unsent(since, err), repeatable(info):
+		return reusable(err)
+	}
+	return &ConnectionLostError{Cause: err}
+}
+
+// lostRows is lostLone for rows that were being read. Of a read nothing but the rest is
+// missing, and database/sql does not execute it again.
+func (c *conn) lostRows(ctx context.Context, text string, err error) error {
+	lost := c.lostLone(ctx, text, mark{}, c.rawOpen, err)
+	var again *reusableError
+	if errors.As(lost, &again) || lost == driver.ErrBadConn { //nolint:errorlint // as it was made
+		return err
+	}
+	return lost
+}
+
+// lostBefore is lostLone for what changes nothing: BEGIN and Prepare.
+func (c *conn) lostBefore(ctx context.Context, phase Phase, err error) error {
+	if err == driver.ErrSkip || c.connector.config.mode == ModeOff || Classify(err, phase) != ClassConnectionLost { //nolint:errorlint // drivers must return it bare
+		return err
+	}
+	c.noteLost(ctx, lostStatement)
+	if ctx.Err() != nil || c.rawOpen {
+		return err
+	}
+	return reusable(err)
+}
+
+// reusable makes an error one that database/sql knows for a lost connection.
+func reusable(err error) error {
+	if errors.Is(err, driver.ErrBadConn) {
+		return err
+	}
+	return &reusableError{err}
+}
+
+// commitUnknown makes the error of a COMMIT whose fate nobody can tell.
+func (c *conn) commitUnknown(cause error) *CommitUnknownError {
+	return &CommitUnknownError{Cause: cause, Attempts: 1, At: c.connector.config.now()}
+}
+
+// lost makes the error of a transaction whose connection broke before COMMIT was sent.
+func (t *tx) lost(cause error) error {
+	var lost *ConnectionLostError
+	if errors.As(cause, &lost) {
+		return cause
+	}
+	return &ConnectionLostError{Cause: cause, RolledBack: true}
+}
+
+// keepsErrors says whether errors are those of the inner driver, whatever they are.
+func (t *tx) keepsErrors() bool { return t.conn.connector.config.mode == ModeOff }
+
+// readOnlyTransaction is the SQLSTATE of a write in a transaction that is read-only,
+// as all are on a standby.
+const readOnlyTransaction = "25006"
+
+// observe notes what a statement of the transaction may leave behind.
+func (t *tx) observe(info *sqltext.Info) {
+	if info.ProvenRead {
+		return
+	}
+	t.wrote = true
+	if info.Keywords.Has(sqltext.SetTransaction) {
+		t.setsAccess = true
+	}
+	if info.HiddenEffect {
+		t.hiddenEffect = true
+	}
+	if !t.leavesState && t.conn.leavesState(info) {
+		t.leavesState = true
+	}
+}
+
+// leavesState says whether a statement may leave something in the session that another
+// session would lack.
+func (c *conn) leavesState(info *sqltext.Info) bool {
+	if !info.SessionState {
+		return false
+	}
+	allowed := c.connector.config.allowed
+	if len(allowed) == 0 {
+		return true
+	}
+	return info.LeavesSessionState(allowed.match)
+}
+
+// observeLone notes what a statement outside a transaction may leave behind.
+func (c *conn) observeLone(text string) {
+	if !c.stateful && c.connector.config.mode == ModeReplay && c.leavesState(analyze(text)) {
+		c.stateful = true
+	}
+}

@@ -1,0 +1,153 @@
+package pgretry
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// origin is where a session came from: which server, in which of its lives, and which
+// of its processes.
+type origin struct {
+	// history is the same as long as a transaction's id means the same transaction:
+	// system identifier, timeline, start of the postmaster, last reset of the
+	// statistics, which a crash resets. On a timeline an id that was not flushed is
+	// issued once more after a crash, even if a single backend's crash was the reason
+	// and the postmaster lives on. "" if something of it is missing, as on a standby.
+	history string
+	pid     string
+	started string // the process, in seconds since 1970
+	direct  bool   // no pooler stands between: the process is ours alone
+}
+
+// originExpression is the origin as text, NULL if something is missing.
+// pg_control_checkpoint would tell the timeline too, but only after the first
+// checkpoint on it.
+const originExpression = `CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
+	(SELECT system_identifier::text FROM pg_catalog.pg_control_system()) || '/' ||
+	pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || '/' ||
+	extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text || '/' ||
+	(SELECT extract(epoch FROM stats_reset)::text FROM pg_catalog.pg_stat_bgwriter) END
+	|| ' ' || pg_catalog.pg_backend_pid()::text || ' ' ||
+	(SELECT extract(epoch FROM backend_start)::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))`
+
+// askOrigin also fails where there is none of the functions that are needed later:
+// inside a transaction that would be too late.
+const askOrigin = `SELECT ` + originExpression + ` || CASE WHEN false THEN
+	pg_catalog.txid_current_if_assigned()::text || pg_catalog.txid_status(1)::text ELSE '' END`
+
+func parseOrigin(answer string) origin {
+	fields := strings.Fields(answer)
+	if len(fields) != 3 {
+		return origin{}
+	}
+	return origin{history: fields[0], pid: fields[1], started: fields[2]}
+}
+
+// learnOrigin asks a new session where it came from. An error means that the session is
+// not usable.
+func (c *conn) learnOrigin(ctx context.Context) error {
+	c.origin = origin{}
+	config := c.connector.config
+	if config.mode == ModeOff || config.commitOutcome == CommitReport || c.connector.noOutcome.Load() {
+		return nil
+	}
+	if !c.tap.libPQ && !c.tap.pgx && config.commitOutcome == CommitAuto {
+		return nil // who knows what it leads to
+	}
+	began := config.now()
+	answer, err := c.ask(ctx, askOrigin)
+	switch {
+	case err == nil:
+		c.connector.noteAskCost(config.now().Sub(began))
+	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost:
+		c.connector.noOutcome.Store(true) // an engine, or a role, without these functions
+		return nil
+	default:
+		return err
+	}
+	c.origin = parseOrigin(answer)
+	c.origin.direct = c.origin.pid != "" && c.tap.backendPID() == c.origin.pid
+	return nil
+}
+
+// backendPID returns the process id that the server, or a pooler in its place, gave
+// with the key for cancel requests; "" if the inner driver does not tell. Poolers make
+// one up.
+func (t *tap) backendPID() string {
+	switch {
+	case t.libPQ:
+		if pid := reflect.ValueOf(t.Conn).Elem().FieldByName("pid"); pid.CanInt() {
+			return fmt.Sprint(pid.Int())
+		}
+	case t.pgx:
+		// (*stdlib.Conn).Conn().PgConn().PID(), of packages that are not imported here.
+		value := reflect.ValueOf(t.Conn)
+		for _, method := range [...]func(reflect.Value) reflect.Value{
+			func(v reflect.Value) reflect.Value { return v.MethodByName("Conn") },
+			func(v reflect.Value) reflect.Value { return v.MethodByName("PgConn") },
+			func(v reflect.Value) reflect.Value { return v.MethodByName("PID") },
+		} {
+			call := method(value)
+			if !call.IsValid() || call.Type().NumIn() != 0 || call.Type().NumOut() != 1 {
+				return ""
+			}
+			value = call.Call(nil)[0]
+		}
+		if value.CanUint() {
+			return fmt.Sprint(value.Uint())
+		}
+	}
+	return ""
+}
+
+// Orphans are processes of the server whose client is gone. They may not know that yet,
+// behind a network that swallows everything, and hold locks that the next attempt needs.
+const (
+	maxOrphans    = 64
+	orphanTimeout = time.Second
+	orphanPause   = 2 * time.Millisecond
+)
+
+// orphaned remembers the process of a session that was lost before COMMIT was sent.
+func (c *Connector) orphaned(o origin) {
+	if !o.direct {
+		return // somebody else works there by now
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.orphans) < maxOrphans {
+		c.orphans = append(c.orphans, o)
+		c.orphanCount.Store(int64(len(c.orphans)))
+	}
+}
+
+// endOrphans ends the processes of lost sessions, within a bound, before a transaction
+// begins. It is help, no condition: an error leaves them to themselves.
+func (c *conn) endOrphans(ctx context.Context) {
+	connector := c.connector
+	if connector.orphanCount.Load() == 0 {
+		return
+	}
+	connector.mu.Lock()
+	orphans := connector.orphans
+	connector.orphans = nil
+	connector.orphanCount.Store(0)
+	connector.mu.Unlock()
+
+	where := make([]string, 0, len(orphans))
+	for _, o := range orphans {
+		where = append(where, "pid = "+o.pid+" AND extract(epoch FROM backend_start)::text = '"+o.started+"'")
+	}
+	those := "FROM pg_catalog.pg_stat_get_activity(NULL) WHERE (" + strings.Join(where, ") OR (") + ")"
+	deadline := connector.config.now().Add(orphanTimeout)
+	left, err := c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+those)
+	for err == nil && left != "0" && connector.config.now().Before(deadline) {
+		if connector.config.wait(ctx, orphanPause) != nil {
+			return
+		}
+		left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+those)
+	}
+}

@@ -1,0 +1,95 @@
+package pgretry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// connect opens a session.
+func (c *Connector) connect(ctx context.Context) (session, *tap, error) {
+	inner, err := c.inner.Connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if s, ok := inner.(session); ok {
+		if t, ok := tapOf(inner); ok {
+			return s, t, nil
+		}
+	}
+	// Neither the tap nor otelsql returned this: nothing that we can work with.
+	return nil, nil, errors.Join(fmt.Errorf("pgretry: connect: unexpected connection of type %T", inner), inner.Close())
+}
+
+// hangUp closes a session that is lost, so that the server may notice, and nothing is
+// held while waiting for another one.
+func (c *conn) hangUp() {
+	if !c.hungUp {
+		c.hungUp = true
+		_ = c.session.Close() // what is lost has nothing to say
+	}
+}
+
+// reconnect gives the connection a new session in the place of a lost one. Prepared
+// statements follow when they are used.
+func (c *conn) reconnect(ctx context.Context) error {
+	c.hangUp()
+	s, t, err := c.connector.connect(ctx)
+	if err != nil {
+		return err
+	}
+	c.session, c.tap = s, t
+	c.generation++
+	c.gone, c.hungUp, c.broken = false, false, false
+	c.stateful, c.holdsCursor, c.rawOpen = false, false, false
+	if err := c.learnOrigin(ctx); err != nil {
+		c.gone, c.broken = true, true
+		return err
+	}
+	c.connector.stats.reconnected()
+	c.connector.telemetry.reconnected(ctx)
+	return nil
+}
+
+// follow prepares a statement once more if the connection has got another session.
+func (s *stmt) follow(ctx context.Context) error {
+	if s.generation == s.conn.generation {
+		return nil
+	}
+	inner, err := s.conn.session.PrepareContext(ctx, s.text)
+	if err != nil {
+		return err
+	}
+	s.conn.tap.lastStmt = nil
+	s.replace(inner)
+	return nil
+}
+
+// losesConnection notes that the transaction is lost before COMMIT was sent.
+func (t *tx) losesConnection() {
+	if !t.conn.gone {
+		t.conn.connector.orphaned(t.conn.origin)
+	}
+	t.conn.noteLost(t.began, lostTransaction)
+}
+
+// refuseToMove refuses to replay the transaction if it cannot go on in another session.
+func (t *tx) refuseToMove() {
+	if reason, what := t.cannotMove(); reason != "" {
+		t.refuse(reason, what)
+	}
+}
+
+// wantsReadOnly says whether it may be the application's wish that the transaction is
+// read-only.
+func (t *tx) wantsReadOnly() bool {
+	return t.keepsErrors() || t.opts.ReadOnly || t.setsAccess || t.leavesState || t.conn.stateful
+}
+
+// cannotMove says why the transaction cannot go on in another session, "" if it can.
+func (t *tx) cannotMove() (reason RefusalReason, what string) {
+	if t.conn.stateful {
+		return RefusedSessionState, "earlier statements changed the session, and a new one lacks that"
+	}
+	return "", ""
+}

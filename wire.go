@@ -1,0 +1,100 @@
+package pgretry
+
+import (
+	"context"
+	"net"
+	"reflect"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// wire is the socket under a lib/pq connection. It knows what lib/pq does not tell:
+// whether anything of a request left, and whether the server has hung up while nobody
+// was looking. Under TLS the bytes are ciphertext; what it knows is the same.
+type wire struct {
+	net.Conn
+	sent atomic.Uint64 // bytes
+	peek peeker
+}
+
+func newWire(inner net.Conn) *wire {
+	w := &wire{Conn: inner}
+	if socket, ok := inner.(syscall.Conn); ok {
+		if raw, err := socket.SyscallConn(); err == nil {
+			w.peek.raw = raw
+		}
+	}
+	return w
+}
+
+func (w *wire) Write(b []byte) (int, error) {
+	n, err := w.Conn.Write(b)
+	if n > 0 {
+		w.sent.Add(uint64(n))
+	}
+	return n, err
+}
+
+// pulse is what a look at a socket tells.
+type pulse uint8
+
+const (
+	pulseUnknown pulse = iota // there is no way to look
+	pulseQuiet                // as an idle connection should be
+	pulseWaiting              // the server has sent something
+	pulseDead                 // the server has hung up
+)
+
+// wireDialer dials as lib/pq does by default, and leaves the socket with whoever has
+// asked for it through the context.
+type wireDialer struct{ dialer net.Dialer }
+
+var (
+	_ pq.Dialer        = wireDialer{}
+	_ pq.DialerContext = wireDialer{}
+)
+
+type wireKey struct{}
+
+// Dial is what pq.Dialer demands; lib/pq calls DialContext.
+func (d wireDialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialContext(context.Background(), network, address)
+}
+
+// DialTimeout is what pq.Dialer demands; lib/pq calls DialContext.
+func (d wireDialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return d.DialContext(ctx, network, address)
+}
+
+// DialContext dials. Cancel requests go over sockets of their own, for which nobody
+// asks.
+func (d wireDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	inner, err := d.dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	asked, ok := ctx.Value(wireKey{}).(**wire)
+	if !ok {
+		return inner, nil
+	}
+	w := newWire(inner)
+	*asked = w // of several hosts the last one is it
+	return w, nil
+}
+
+// dialsWithWire returns a copy of a lib/pq connector that dials with a wireDialer, or
+// false if the connector has a dialer of the user's own.
+func dialsWithWire(given *pq.Connector) (*pq.Connector, bool) {
+	dialer := reflect.ValueOf(given).Elem().FieldByName("dialer")
+	if dialer.Kind() != reflect.Interface || dialer.IsNil() || dialer.Elem().Type().String() != "pq.defaultDialer" {
+		return nil, false
+	}
+	own := *given
+	own.Dialer(wireDialer{})
+	return &own, true
+}
