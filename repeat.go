@@ -28,6 +28,7 @@ type repeat struct {
 	pace     pace
 	original verdict
 	survived bool // the last conflict; for rows it counts when they are closed
+	reads    bool // it is a read, which can be fetched again over another connection
 	span     trace.Span
 	previous trace.SpanContext
 }
@@ -97,6 +98,7 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 		return nil, err
 	}
 	rows := newRows(c, inner, 0, lone)
+	rows.text = s.text
 	rows.repeat = r
 	if lone.attempt == nil && c.connector.config.mode == ModeReplay {
 		c.keepLone(ctx, s, rows)
@@ -122,13 +124,26 @@ func (c *conn) keepLone(ctx context.Context, s call, rows *rows) {
 
 // rowsFailed judges an error of rows outside a transaction.
 func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) {
-	if !rows.watched || rows.use != c.loneUse || !c.isConflict(err) {
+	kept := rows.watched && rows.use == c.loneUse
+	lost := Classify(err, PhaseStatement) == ClassConnectionLost && c.connector.config.mode != ModeOff
+	reads := kept && analyze(rows.text).ProvenRead && !c.stateful && !c.rawOpen
+	if !kept || !c.isConflict(err) && !(lost && reads) {
 		rows.ended = true
+		if lost {
+			err = c.lostRows(rows.context(), rows.text, err)
+		}
+		if rows.lone.attempt != nil {
+			rows.lone.failed(err)
+		}
 		return false, err
 	}
 	e := c.lone.last()
 	if rows.repeat == nil {
 		rows.repeat = c.newRepeat(rows.ctx, e.text, err)
+	}
+	rows.repeat.reads = reads
+	if lost {
+		c.noteLost(rows.ctx, lostStatement)
 	}
 	r := rows.repeat
 	r.original = verdict{class: Classify(err, PhaseStatement), err: err}
@@ -150,6 +165,11 @@ func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) 
 // It says whether another conflict came in the way.
 func (r *repeat) fetchAgain(rows *rows, e *entry, at site) (again bool, err error) {
 	ctx := rows.newContext(r.run)
+	if r.conn.gone {
+		if err := r.conn.reconnect(ctx); err != nil {
+			return r.ended(err)
+		}
+	}
 	s, release, err := r.conn.prepared(ctx, e)
 	if err != nil {
 		return r.ended(err)
@@ -206,6 +226,9 @@ func (r *repeat) pause(err error) error {
 		return r.cut("the context is done", cause)
 	}
 	wait, limit, _ := r.pace.next(v, r.ctx)
+	if limit == "" && v.class == ClassConnectionLost && !r.conn.connector.budget.take() {
+		limit = "the retry budget is used up"
+	}
 	if limit != "" {
 		return r.giveUp(outcomeExhausted, "", limit)
 	}
@@ -272,6 +295,10 @@ func (r *repeat) ended(err error) (again bool, _ error) {
 		r.endSpan(outcomeCommitted, nil)
 		return false, nil
 	case r.conn.isConflict(err):
+		r.endSpan(outcomeRetried, err)
+		return true, err
+	case r.reads && Classify(err, PhaseStatement) == ClassConnectionLost:
+		r.conn.noteLost(r.ctx, lostStatement)
 		r.endSpan(outcomeRetried, err)
 		return true, err
 	case Classify(err, PhaseStatement) == ClassAborted:

@@ -110,8 +110,8 @@ func (t *tx) survive(call context.Context, v verdict, at site, cursor *rows) err
 		case err != nil:
 			return err
 		case finished:
-			if t.hidden == "" {
-				t.hidden = sqlState(r.original.err)
+			if !t.survived {
+				t.hidden, t.survived = sqlState(r.original.err), true
 			}
 			return nil
 		}

@@ -27,6 +27,7 @@ type rows struct {
 	conn  *conn
 	tx    uint64        // the number of the transaction they belong to, 0 for none
 	lone  loneStatement // what to take back if the statement fails after all
+	text  string        // of a statement outside a transaction
 	ended bool
 	shut  bool // Rows is closed
 
@@ -44,6 +45,14 @@ type rows struct {
 
 func newRows(c *conn, inner driver.Rows, tx uint64, lone loneStatement) *rows {
 	return &rows{Rows: inner, real: c.tap.takeRows(inner), conn: c, tx: tx, lone: lone}
+}
+
+// context returns the query's context, as far as it is known.
+func (r *rows) context() context.Context {
+	if r.ctx != nil {
+		return r.ctx
+	}
+	return context.Background()
 }
 
 // watch begins to note what the rows show.
@@ -204,10 +213,7 @@ func (r *rows) failed(err error, at site) (again bool, _ error) {
 	}
 	t := &r.conn.tx
 	switch {
-	case r.lone.attempt != nil:
-		r.ended = true
-		r.lone.failed(err)
-	case r.tx == 0 && r.use != 0:
+	case r.tx == 0:
 		return r.conn.rowsFailed(r, err, at)
 	case r.tx != 0 && r.tx == t.number && t.isOpen() && t.state != txPoisoned:
 		return t.cursorFailed(r, err, at)

@@ -23,9 +23,10 @@ type Stats struct {
 	// or not they met a conflict.
 	Unprotected map[RefusalReason]int64
 	// Hidden counts the plain transactions, and the statements outside transactions,
-	// that met conflicts of which the application saw none.
+	// that met conflicts, or lost connections, of which the application saw none.
 	Hidden int64
-	// HiddenBySQLState splits Hidden by the first conflict of each.
+	// HiddenBySQLState splits Hidden by the first conflict of each; "" stands for lost
+	// connections.
 	HiddenBySQLState map[string]int64
 	// Replays counts attempts that the driver made by itself, from BEGIN or from a
 	// savepoint, and repeated statements outside transactions.

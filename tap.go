@@ -120,7 +120,7 @@ func typeName(value any) string {
 // mark is where a connection stood before a request.
 type mark struct {
 	silent bool   // whatever is asked, nothing will be sent
-	sent   uint64 // bytes so far
+	acted  uint64 // bytes so far that may have changed something
 }
 
 // mark is taken before a request.
@@ -128,17 +128,17 @@ func (t *tap) mark() mark {
 	if t.wire == nil {
 		return mark{silent: t.libPQ && !t.isValid()}
 	}
-	return mark{sent: t.wire.sent.Load()}
+	return mark{acted: t.wire.acted.Load()}
 }
 
-// unsent says whether a request that failed certainly did not reach the server: no
-// byte of it left; or lib/pq had given up the connection before; or pgx says so, which
+// unsent says whether a request that failed certainly changed nothing: no byte of it
+// left, or none that the server could have executed; or lib/pq had given up the connection before; or pgx says so, which
 // returns driver.ErrBadConn only then. Of other drivers it is not known: the contract
 // of driver.ErrBadConn says so, but lib/pq is not alone in breaking it.
 func (t *tap) unsent(since mark, err error) bool {
 	switch {
 	case t.wire != nil:
-		return t.wire.sent.Load() == since.sent
+		return t.wire.acted.Load() == since.acted
 	case t.pgx:
 		return err == driver.ErrBadConn //nolint:errorlint // nothing else is meant
 	}

@@ -66,7 +66,8 @@ type tx struct {
 	savepoints savepoints
 	place      place       // of the last conflict
 	poison     *RetryError // of txPoisoned
-	hidden     string      // the SQLSTATE of the first conflict that was survived
+	hidden     string      // the SQLSTATE of the first conflict that was survived, "" for a lost connection
+	survived   bool        // there was one
 	surfaced   bool        // the application has seen a conflict
 	cancels    []context.CancelCauseFunc
 	stops      []func() bool
@@ -425,7 +426,7 @@ func (t *tx) finish(o outcome, v verdict, refusal RefusalReason) {
 		if refusal == "" && t.refusal.tells() {
 			refusal = t.refusal
 		}
-		if t.hidden != "" && !t.surfaced {
+		if t.survived && !t.surfaced {
 			connector.stats.hid(t.hidden)
 		}
 		connector.stats.plainEnded(t.covered, t.refusal, t.journal().size)

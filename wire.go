@@ -2,6 +2,7 @@ package pgretry
 
 import (
 	"context"
+	"encoding/binary"
 	"net"
 	"reflect"
 	"sync/atomic"
@@ -12,12 +13,12 @@ import (
 )
 
 // wire is the socket under a lib/pq connection. It knows what lib/pq does not tell:
-// whether anything of a request left, and whether the server has hung up while nobody
-// was looking. Under TLS the bytes are ciphertext; what it knows is the same.
+// whether anything left that can have changed something, and whether the server has
+// hung up while nobody was looking.
 type wire struct {
 	net.Conn
-	sent atomic.Uint64 // bytes
-	peek peeker
+	acted atomic.Uint64 // bytes sent, but for those that certainly changed nothing
+	peek  peeker
 }
 
 func newWire(inner net.Conn) *wire {
@@ -32,10 +33,33 @@ func newWire(inner net.Conn) *wire {
 
 func (w *wire) Write(b []byte) (int, error) {
 	n, err := w.Conn.Write(b)
-	if n > 0 {
-		w.sent.Add(uint64(n))
+	if n > 0 && !changesNothing(b) {
+		w.acted.Add(uint64(n))
 	}
 	return n, err
+}
+
+// changesNothing says whether what is sent is nothing but Parse, Describe, Close, Flush
+// and Sync: lib/pq prepares a statement with arguments first, waits for the answer, and
+// only then has it executed. Under TLS there is no telling; ciphertext begins with
+// another byte.
+func changesNothing(b []byte) bool {
+	for len(b) > 0 {
+		if len(b) < 5 {
+			return false
+		}
+		switch b[0] {
+		case 'P', 'D', 'C', 'H', 'S':
+		default:
+			return false
+		}
+		length := uint64(binary.BigEndian.Uint32(b[1:5])) + 1
+		if length < 5 || length > uint64(len(b)) {
+			return false
+		}
+		b = b[length:]
+	}
+	return true
 }
 
 // pulse is what a look at a socket tells.
