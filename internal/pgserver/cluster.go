@@ -3,7 +3,6 @@ package pgserver
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,11 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"time"
-
-	"github.com/lib/pq"
 )
 
 const (
@@ -45,16 +42,37 @@ type cluster struct {
 	port    int
 	version string
 
-	cmd     *exec.Cmd // the postmaster, once it was launched
-	exited  chan struct{}
-	waitErr error // how the postmaster ended, once exited is closed
+	// turn is held, by sending to it, by what changes whether and how the server runs. Once it is stopped, for ever.
+	turn chan struct{}
+	// life ends when the server is told to stop, whoever's turn it is.
+	life context.Context
+	end  context.CancelFunc
+
+	// gone is called when the server has ended for ever, unless it is nil.
+	gone func()
+
+	mu         sync.Mutex
+	postmaster *postmaster // the latest one, nil before the first; guarded by mu
+}
+
+func newCluster(o *options, binDir string, account *account) *cluster {
+	c := &cluster{options: o, binDir: binDir, account: account, turn: make(chan struct{}, 1)}
+	c.life, c.end = context.WithCancel(context.Background())
+	return c
 }
 
 func (c *cluster) dataDir() string   { return filepath.Join(c.dir, "data") }
 func (c *cluster) socketDir() string { return filepath.Join(c.dir, socketDirName) }
 func (c *cluster) logFile() string   { return filepath.Join(c.dir, "log") }
 
-func startCluster(ctx context.Context, o *options) (_ *cluster, err error) {
+// latest returns the postmaster that runs or ran last, nil if there was none yet.
+func (c *cluster) latest() *postmaster {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.postmaster
+}
+
+func startCluster(ctx context.Context, o *options) (*cluster, error) {
 	if err := clustersSupported(); err != nil {
 		return nil, err
 	}
@@ -66,17 +84,25 @@ func startCluster(ctx context.Context, o *options) (_ *cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	base, err := clusterBase(account)
-	if err != nil {
+	c := newCluster(o, binDir, account)
+	if err := c.start(ctx, c.initialize); err != nil {
 		return nil, err
 	}
+	return c, nil
+}
 
+// start makes the cluster's directories, has fill make the data directory's content, and launches the server. If it
+// fails, nothing is left.
+func (c *cluster) start(ctx context.Context, fill func(context.Context) error) (err error) {
+	base, err := clusterBase(c.account)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	sweep(ctx, base, o.logf)
-	c := &cluster{options: o, binDir: binDir, account: account}
+	sweep(ctx, base, c.logf)
 	if c.dir, err = makeClusterDir(base); err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if err == nil {
@@ -86,34 +112,33 @@ func startCluster(ctx context.Context, o *options) (_ *cluster, err error) {
 			err = errors.Join(err, failure)
 		}
 	}()
-	if !o.unguarded {
+	if !c.unguarded {
 		if c.guard, err = startGuard(c.dir); err != nil {
 			// The next start sweeps what the guard would have removed.
-			o.logf("pgserver: %v", err)
+			c.logf("pgserver: %v", err)
 		}
 	}
 
-	if err := c.initialize(ctx); err != nil {
-		return nil, err
+	if err := c.makeDirs(); err != nil {
+		return err
+	}
+	if err := fill(ctx); err != nil {
+		return err
 	}
 	for attempt := 1; ; attempt++ {
-		if c.port, err = o.freePort(); err != nil {
-			return nil, err
+		if c.port, err = c.freePort(); err != nil {
+			return err
 		}
 		err = c.launch(ctx)
 		if !errors.Is(err, errPortTaken) || attempt == portAttempts {
-			break
+			return err
 		}
-		o.logf("pgserver: port %d was taken meanwhile, trying another", c.port)
+		c.logf("pgserver: port %d was taken meanwhile, trying another", c.port)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
 }
 
-// initialize makes the data directory.
-func (c *cluster) initialize(ctx context.Context) error {
+// makeDirs makes the directories that are the server's own, empty.
+func (c *cluster) makeDirs() error {
 	if c.account != nil {
 		// The server may pass through our directory to its own, and no more.
 		if err := os.Chmod(c.dir, 0o711); err != nil {
@@ -128,34 +153,70 @@ func (c *cluster) initialize(ctx context.Context) error {
 			return fmt.Errorf("give the cluster's directories to user %s: %w", c.account.name, err)
 		}
 	}
+	return nil
+}
 
+// initialize fills the data directory with an empty cluster.
+func (c *cluster) initialize(ctx context.Context) error {
+	if err := c.run(ctx, "initdb",
+		"--pgdata="+c.dataDir(), "--username="+superuser, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"); err != nil {
+		return err
+	}
+	settings := maps.Clone(throwaway)
+	maps.Copy(settings, c.settings)
+	return c.configure(settings)
+}
+
+// run runs one of PostgreSQL's programs to its end. If the context ends first, the program is killed.
+func (c *cluster) run(ctx context.Context, program string, args ...string) error {
+	path, err := c.program(program)
+	if err != nil {
+		return err
+	}
 	var output bytes.Buffer
-	cmd := exec.CommandContext(ctx, filepath.Join(c.binDir, "initdb"),
-		"--pgdata="+c.dataDir(), "--username="+superuser, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+	cmd := exec.CommandContext(ctx, path, args...)
 	c.prepare(cmd)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	// Killing initdb alone lets the server it runs see the end of its input and finish in good order. If that were
 	// killed as well it would leave shared memory behind. Wait waits for it too, as it holds the output's pipe.
 	cmd.WaitDelay = stopLimit
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("run initdb%s: %w", c.account, err)
+		return fmt.Errorf("run %s%s: %w", program, c.account, err)
 	}
 	c.watch("KILL", cmd.Process.Pid)
-	err := cmd.Wait()
+	err = cmd.Wait()
 	c.unwatch()
 	if ctx.Err() != nil {
-		return fmt.Errorf("run initdb: %w", ctx.Err())
+		return fmt.Errorf("run %s: %w", program, ctx.Err())
 	}
 	if err != nil {
-		return fmt.Errorf("run initdb%s: %w, its output ends with:\n%s", c.account, err, lastLines(output.Bytes()))
+		return fmt.Errorf("run %s%s: %w, its output ends with:\n%s", program, c.account, err, lastLines(output.Bytes()))
 	}
-	return c.configure()
+	return nil
 }
 
-// configure adds the settings to postgresql.conf, where those at the end win.
-func (c *cluster) configure() (err error) {
-	settings := maps.Clone(throwaway)
-	maps.Copy(settings, c.settings)
+// program returns the path of one of PostgreSQL's programs. A directory of PATH may hold links to some of them only:
+// the others are where the links lead.
+func (c *cluster) program(name string) (string, error) {
+	path := filepath.Join(c.binDir, name)
+	_, err := os.Stat(path)
+	if err == nil {
+		return path, nil
+	}
+	server, failure := filepath.EvalSymlinks(filepath.Join(c.binDir, "postgres"))
+	if failure != nil {
+		return "", fmt.Errorf("find %s: %w", name, failure)
+	}
+	path = filepath.Join(filepath.Dir(server), name)
+	if _, failure := os.Stat(path); failure != nil {
+		return "", fmt.Errorf("find %s: %w", name, errors.Join(err, failure))
+	}
+	return path, nil
+}
+
+// configure adds settings to postgresql.conf, where those at the end win.
+func (c *cluster) configure(settings map[string]string) (err error) {
+	settings = maps.Clone(settings)
 	settings["listen_addresses"] = "127.0.0.1"
 	settings["unix_socket_directories"] = c.socketDir()
 
@@ -173,77 +234,26 @@ func (c *cluster) configure() (err error) {
 	return nil
 }
 
-// errPortTaken says that somebody else took the port between its choice and its use.
-var errPortTaken = errors.New("the port is taken")
-
-// launch starts the postmaster on c.port and waits until it answers. If it fails, the postmaster may still run.
-func (c *cluster) launch(ctx context.Context) error {
-	log, err := os.Create(c.logFile())
-	if err != nil {
-		return fmt.Errorf("make the server's log: %w", err)
-	}
-	defer log.Close() //nolint:errcheck // the server has its own descriptor of it
-
-	cmd := exec.Command(filepath.Join(c.binDir, "postgres"), "-D", c.dataDir(), "-p", strconv.Itoa(c.port))
-	c.prepare(cmd)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("run postgres%s: %w", c.account, err)
-	}
-	c.cmd, c.exited = cmd, make(chan struct{})
-	c.watch("QUIT", cmd.Process.Pid)
-	go c.reap()
-
-	// Over the socket in our own directory nobody else can answer, as they can on the port. The server opens the
-	// socket last: when it answers there, it has the port.
-	connector, err := pq.NewConnectorConfig(pq.Config{
-		Host: c.socketDir(), Port: uint16(c.port), User: superuser, Database: database,
-		SSLMode: pq.SSLModeDisable, ClientEncoding: "UTF8", Datestyle: "ISO, MDY", ConnectTimeout: 5 * time.Second,
-	})
-	if err != nil {
-		return fmt.Errorf("connect to the server: %w", err)
-	}
-	db := sql.OpenDB(connector)
-	poll := time.NewTicker(pollInterval)
-	defer poll.Stop()
-	for {
-		c.version, err = serverVersion(ctx, db)
-		if err == nil {
-			return db.Close()
-		}
-		select {
-		case <-poll.C:
-		case <-c.exited:
-			return errors.Join(c.exitedEarly(), db.Close())
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("wait until the server accepts connections: %w (last attempt: %w)", ctx.Err(), err), db.Close())
-		}
-	}
-}
-
-// reap waits for the postmaster's end, so that its process id stays its own until the guard knows.
-func (c *cluster) reap() {
-	c.waitErr = c.cmd.Wait()
-	c.unwatch()
-	close(c.exited)
-}
-
-func (c *cluster) exitedEarly() error {
-	log, err := os.ReadFile(c.logFile())
-	if err != nil {
-		return fmt.Errorf("the server exited at once (%w), and its log: %w", c.waitErr, err)
-	}
-	if bytes.Contains(log, []byte("Address already in use")) {
-		return fmt.Errorf("port %d: %w", c.port, errPortTaken)
-	}
-	return fmt.Errorf("the server exited at once (%w), its log ends with:\n%s", c.waitErr, lastLines(log))
+// stop ends what is under way, and destroys the cluster.
+func (c *cluster) stop() error {
+	c.end()
+	c.turn <- struct{}{} // and never given back: there is nothing left to do
+	return c.destroy()
 }
 
 // destroy ends what runs and removes what there is, however far the start got.
 func (c *cluster) destroy() error {
+	c.end()
 	var failures []error
-	if c.cmd != nil {
-		failures = append(failures, c.kill())
+	if p := c.latest(); p != nil {
+		if err := p.quit(); err != nil {
+			failures = append(failures, err)
+		} else if p.killed() {
+			c.reclaim()
+		}
+	}
+	if c.gone != nil {
+		c.gone()
 	}
 	failures = append(failures, removeDir(c.dir))
 	if c.guard != nil {
@@ -254,25 +264,6 @@ func (c *cluster) destroy() error {
 	if err := errors.Join(failures...); err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
-	return nil
-}
-
-// kill ends the postmaster and, through it, its processes. What they had to write no longer matters.
-func (c *cluster) kill() error {
-	if err := quit(c.cmd.Process); err != nil {
-		return err
-	}
-	limit := time.NewTimer(stopLimit)
-	defer limit.Stop()
-	select {
-	case <-c.exited:
-		return nil
-	case <-limit.C:
-	}
-	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("kill the postmaster: %w", err)
-	}
-	<-c.exited
 	return nil
 }
 
@@ -289,7 +280,7 @@ func (c *cluster) prepare(cmd *exec.Cmd) {
 		}
 		cmd.Env = append(cmd.Env, variable)
 	}
-	cmd.Env = append(cmd.Env, "LC_ALL=C") // messages that exitedEarly understands
+	cmd.Env = append(cmd.Env, "LC_ALL=C") // messages that we understand
 }
 
 // watch tells the guard which process has to end with us.

@@ -29,8 +29,24 @@
 // Its directory, of some 40 MB at first, is made where the system keeps temporary files. TMPDIR=/dev/shm makes it
 // faster to come and go where that is large.
 //
+// # Faults
+//
+// A cluster can be made to fail, as servers do. [Server.Restart] shuts it down and starts it again, [Server.Kill] ends
+// it like a crash, [Server.KillBackend] crashes one of its processes, from which it recovers by itself.
+// [Server.NewStandby] gives it a standby, which [Server.Promote] makes a primary. Port, socket and data stay the same,
+// so connection strings stay valid; Stop works in every state. A server that PGRETRY_DSN names is spared all that, with
+// [ErrExternal].
+//
+// What clusters forgo for speed shows here: with synchronous_commit off, a crash loses the last transactions. Tests of
+// what survives have to turn it on, and full_page_writes where a single process is killed:
+//
+//	server, err := pgserver.Start(ctx, pgserver.WithSettings(map[string]string{
+//		"synchronous_commit": "on", "full_page_writes": "on",
+//	}))
+//
 // # What is left behind
 //
 // Nothing, after Stop. When the process ends without it (a panic, os.Exit, a kill), a small watching shell notices,
 // stops the server and removes its directory. If that shell is killed too, the next Start by the same user does it.
+// If the server itself was killed before, they leave a System V shared memory segment of a few bytes.
 package pgserver

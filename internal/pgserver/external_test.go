@@ -3,7 +3,9 @@
 package pgserver
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -41,6 +43,29 @@ func TestNamedServerIsUsedInASchemaThatGoesAgain(t *testing.T) {
 				t.Errorf("schemas before: %s, after: %s", before, after)
 			}
 		})
+	}
+}
+
+func TestNamedServerIsSparedFaults(t *testing.T) {
+	host := host(t)
+	t.Setenv(EnvDSN, host.DSN())
+	server := start(t)
+	backend, err := strconv.Atoi(query(t, connect(t, server.DSN()), "select pg_backend_pid()"))
+	check(t, err)
+	_, standbyErr := server.NewStandby(t.Context())
+	for name, err := range map[string]error{
+		"Restart":     server.Restart(t.Context(), Fast),
+		"Kill":        server.Kill(),
+		"KillBackend": server.KillBackend(backend),
+		"NewStandby":  standbyErr,
+		"Promote":     server.Promote(t.Context()),
+	} {
+		if !errors.Is(err, ErrExternal) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !running(backend) {
+		t.Error("the backend was killed")
 	}
 }
 

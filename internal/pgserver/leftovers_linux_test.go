@@ -3,6 +3,9 @@ package pgserver
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -41,4 +44,36 @@ func TestProcessThatNobodyWaitedForIsGone(t *testing.T) {
 	check(t, cmd.Process.Kill())
 	eventually(t, "the process was gone", func() bool { return !running(cmd.Process.Pid) })
 	_ = cmd.Wait() // says that it was killed
+}
+
+func TestStopRemovesTheSharedMemoryOfAPostmasterThatWasKilled(t *testing.T) {
+	for name, kill := range map[string]func(*Server) error{
+		"by us":            (*Server).Kill,
+		"by somebody else": func(s *Server) error { return syscall.Kill(s.PID(), syscall.SIGKILL) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ownTemp(t)
+			server := must(Start(t.Context(), WithLogf(t.Logf)))(t)
+			lock := strings.Split(string(must(os.ReadFile(filepath.Join(server.Dir(), "data", "postmaster.pid")))(t)), "\n")
+			id := strings.Fields(lock[6])[1]
+			if !sharedMemoryExists(t, id) {
+				t.Fatalf("there is no shared memory %s", id)
+			}
+			check(t, kill(server))
+			check(t, server.Stop())
+			if sharedMemoryExists(t, id) {
+				t.Errorf("shared memory %s is still there", id)
+			}
+		})
+	}
+}
+
+func sharedMemoryExists(t *testing.T, id string) bool {
+	t.Helper()
+	for line := range strings.Lines(string(must(os.ReadFile("/proc/sysvipc/shm"))(t))) {
+		if strings.Fields(line)[1] == id {
+			return true
+		}
+	}
+	return false
 }

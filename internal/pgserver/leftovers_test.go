@@ -12,30 +12,38 @@ import (
 )
 
 func TestLeftoversOfAKilledRunAreSwept(t *testing.T) {
-	ownTemp(t)
-	c := startChild(t, "serve unguarded", nil)
-	c.murder(t)
-	if !running(c.report.PID) || !exists(c.report.Dir) {
-		t.Fatal("there are no leftovers")
-	}
-	start(t)
-	if running(c.report.PID) {
-		t.Error("the postmaster still runs")
-	}
-	if exists(c.report.Dir) {
-		t.Error("the directory is still there")
+	for _, mode := range []string{"serve unguarded", "serve restarted unguarded"} {
+		t.Run(mode, func(t *testing.T) {
+			ownTemp(t)
+			c := startChild(t, mode, nil)
+			c.murder(t)
+			if !running(c.report.PID) || !exists(c.report.Dir) {
+				t.Fatal("there are no leftovers")
+			}
+			start(t)
+			if running(c.report.PID) {
+				t.Error("the postmaster still runs")
+			}
+			if exists(c.report.Dir) {
+				t.Error("the directory is still there")
+			}
+		})
 	}
 }
 
 func TestKilledRunLeavesNothingForLong(t *testing.T) {
-	ownTemp(t)
-	c := startChild(t, "serve", nil)
-	c.murder(t)
-	eventually(t, "the directory was removed", func() bool { return !exists(c.report.Dir) })
-	if running(c.report.PID) {
-		t.Error("the directory was removed from under the postmaster")
+	for _, mode := range []string{"serve", "serve restarted", "serve killed"} {
+		t.Run(mode, func(t *testing.T) {
+			ownTemp(t)
+			c := startChild(t, mode, nil)
+			c.murder(t)
+			eventually(t, "the directory was removed", func() bool { return !exists(c.report.Dir) })
+			if running(c.report.PID) {
+				t.Error("the directory was removed from under the postmaster")
+			}
+			eventually(t, "the guard ended", func() bool { return len(processesMentioning(t, c.report.Dir)) == 0 })
+		})
 	}
-	eventually(t, "the guard ended", func() bool { return len(processesMentioning(t, c.report.Dir)) == 0 })
 }
 
 func TestServersOfLiveProcessesAreLeftAlone(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -74,11 +75,26 @@ type report struct {
 func runChild(mode string) error {
 	ctx := context.Background()
 	switch mode {
-	case "serve", "serve unguarded":
+	case "serve", "serve unguarded", "serve restarted", "serve restarted unguarded", "serve killed":
 		// Until standard input closes.
-		server, err := Start(ctx, func(o *options) error { o.unguarded = mode == "serve unguarded"; return nil })
+		server, err := Start(ctx, func(o *options) error { o.unguarded = strings.HasSuffix(mode, "unguarded"); return nil })
 		if err != nil {
 			return err
+		}
+		if strings.HasPrefix(mode, "serve restarted") {
+			if err := server.Restart(ctx, Fast); err != nil {
+				return err
+			}
+		}
+		if strings.HasPrefix(mode, "serve restarted") || mode == "serve killed" {
+			if err := server.Kill(); err != nil {
+				return err
+			}
+		}
+		if strings.HasPrefix(mode, "serve restarted") {
+			if err := server.Restart(ctx, Fast); err != nil {
+				return err
+			}
 		}
 		err = json.NewEncoder(os.Stdout).Encode(report{server.Dir(), server.PID(), server.DSN(), os.Geteuid(), server.Version()})
 		if err != nil {
@@ -88,6 +104,8 @@ func runChild(mode string) error {
 			return err
 		}
 		return server.Stop()
+	case "faults":
+		return undergoFaults(ctx)
 	case "cycle":
 		for range 2 {
 			server, err := Start(ctx)
@@ -104,6 +122,41 @@ func runChild(mode string) error {
 		return nil
 	}
 	return fmt.Errorf("no such mode: %s", mode)
+}
+
+// undergoFaults has a server of its own suffer all that one can.
+func undergoFaults(ctx context.Context) (err error) {
+	if os.Geteuid() == 0 {
+		return errors.New("started as root")
+	}
+	server, err := Start(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Stop()) }()
+	standby, err := server.NewStandby(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, standby.Stop()) }()
+	processes, err := children(server.PID())
+	if err != nil {
+		return err
+	}
+	for _, step := range []func() error{
+		func() error { return server.KillBackend(processes[0].pid) },
+		server.Kill,
+		func() error { return server.Restart(ctx, Fast) },
+		func() error { return server.Restart(ctx, Immediate) },
+		func() error { return answers(server.DSN()) },
+		func() error { return standby.Promote(ctx) },
+		standby.Kill,
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type child struct {

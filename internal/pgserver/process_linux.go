@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -21,24 +22,64 @@ func bounds() owner {
 	return o
 }
 
-// processStart returns when the process started, in clock ticks since the system did, and whether it still runs.
-// See proc_pid_stat(5).
-func processStart(pid int) (started string, exists bool) {
+// Fields of a process's state, counted from the one after its name. See proc_pid_stat(5).
+const (
+	fieldState  = 0
+	fieldParent = 1
+	fieldStart  = 19
+)
+
+// processFields returns the state of a process that has not ended.
+func processFields(pid int) (fields []string, exists bool) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return "", false
+		return nil, false
 	}
 	// The second field, the program's name in parentheses, may hold anything.
 	_, after, found := cutLast(string(stat), ")")
-	fields := strings.Fields(after)
-	if !found || len(fields) < 20 {
+	fields = strings.Fields(after)
+	if !found || len(fields) <= fieldStart {
+		return nil, false
+	}
+	switch fields[fieldState] {
+	case "Z", "X":
+		return nil, false // ended, and only its parent has not asked yet
+	}
+	return fields, true
+}
+
+// processStart returns when the process started, in clock ticks since the system did, and whether it still runs.
+func processStart(pid int) (started string, exists bool) {
+	fields, exists := processFields(pid)
+	if !exists {
 		return "", false
 	}
-	switch state := fields[0]; state {
-	case "Z", "X":
-		return "", false // ended, and only its parent has not asked yet
+	return fields[fieldStart], true
+}
+
+// children returns the child processes of a process.
+func children(parent int) ([]process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
 	}
-	return fields[19], true // the 22nd of all
+	var found []process
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue // not a process
+		}
+		if fields, exists := processFields(pid); exists && fields[fieldParent] == strconv.Itoa(parent) {
+			found = append(found, process{pid: pid, started: fields[fieldStart]})
+		}
+	}
+	return found, nil
+}
+
+// suspended reports whether the process does not run at present, or no longer exists.
+func suspended(pid int) bool {
+	fields, exists := processFields(pid)
+	return !exists || fields[fieldState] == "T"
 }
 
 func cutLast(s, separator string) (before, after string, found bool) {

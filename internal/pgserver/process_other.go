@@ -24,6 +24,9 @@ func (a *account) assume(cmd *exec.Cmd) {}
 
 func detach(*exec.Cmd)                {}
 func quit(p *os.Process) error        { return p.Kill() }
+func suspend(*os.Process) error       { return errors.ErrUnsupported }
+func suspended(int) bool              { return true }
+func children(int) ([]process, error) { return nil, errors.ErrUnsupported }
 func ownFile(fs.FileInfo) bool        { return false }
 func bounds() owner                   { return owner{} }
 func processStart(int) (string, bool) { return "", false }

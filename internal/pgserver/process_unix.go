@@ -55,12 +55,12 @@ func (a *account) String() string {
 	return " as user " + a.name
 }
 
-// give makes the account the owner of a directory of ours.
-func (a *account) give(dir string) error {
+// give makes the account the owner of a file or directory of ours.
+func (a *account) give(path string) error {
 	if a == nil {
 		return nil
 	}
-	return os.Chown(dir, int(a.uid), int(a.gid))
+	return os.Chown(path, int(a.uid), int(a.gid))
 }
 
 // assume makes cmd run as the account.
@@ -80,6 +80,9 @@ func quit(p *os.Process) error {
 	}
 	return nil
 }
+
+// suspend stops a process for the time being.
+func suspend(p *os.Process) error { return p.Signal(syscall.SIGSTOP) }
 
 // ownFile reports whether the file belongs to our user.
 func ownFile(info fs.FileInfo) bool {

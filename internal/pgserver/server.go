@@ -10,7 +10,8 @@ import (
 // EnvDSN is the environment variable that names a server to use instead of a throwaway cluster.
 const EnvDSN = "PGRETRY_DSN"
 
-// Server is a running PostgreSQL server, until Stop. Its methods are safe for concurrent use.
+// Server is a PostgreSQL server that runs until Stop, unless it is killed before. Its methods are safe for concurrent
+// use; those that restart, kill or promote it take turns.
 type Server struct {
 	dsn       string
 	socketDSN string
@@ -38,6 +39,11 @@ func Start(ctx context.Context, opts ...Option) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
+	return newServer(c), nil
+}
+
+// newServer returns the Server of a cluster that runs.
+func newServer(c *cluster) *Server {
 	dsn := fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", superuser, c.port, database)
 	return &Server{
 		dsn:       dsn,
@@ -45,12 +51,12 @@ func Start(ctx context.Context, opts ...Option) (*Server, error) {
 		socketDSN: fmt.Sprintf("host=%s port=%d user=%s dbname=%s sslmode=disable", quoteValue(c.socketDir()), c.port, superuser, database),
 		version:   c.version,
 		cluster:   c,
-		stop:      sync.OnceValue(c.destroy),
-	}, nil
+		stop:      sync.OnceValue(c.stop),
+	}
 }
 
 // Stop ends the server without ceremony, as a crash would, and removes all that belongs to it. It returns when both
-// are done. Calling it again, also while it runs, waits for and returns the same.
+// are done. Calling it again, also while it runs, waits for and returns the same. A Restart or Promote under way fails.
 //
 // A server that PGRETRY_DSN names runs on: there, the schema made by Start is dropped.
 func (s *Server) Stop() error { return s.stop() }
@@ -89,10 +95,11 @@ func (s *Server) BinDir() string {
 	return s.cluster.binDir
 }
 
-// PID returns the process id of the postmaster, and 0 for an external server.
+// PID returns the process id of the postmaster, and 0 for an external server. It changes with every [Server.Restart].
+// While the server is down it is that of the last one.
 func (s *Server) PID() int {
 	if s.cluster == nil {
 		return 0
 	}
-	return s.cluster.cmd.Process.Pid
+	return s.cluster.latest().cmd.Process.Pid
 }

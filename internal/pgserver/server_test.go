@@ -69,19 +69,7 @@ func TestServerNeverRunsAsRoot(t *testing.T) {
 }
 
 func TestOrdinaryUserCanStartAServer(t *testing.T) {
-	base := ownTemp(t)
-	// The test binary itself is where only we can read it.
-	program := filepath.Join(base, "pgserver.test")
-	copyFile(t, must(os.Executable())(t), program)
-	c := startChild(t, "serve", func(cmd *exec.Cmd) {
-		cmd.Path, cmd.Dir = program, base
-		if os.Geteuid() == 0 {
-			nobody := must(user.Lookup("nobody"))(t)
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{
-				Uid: uint32(must(strconv.Atoi(nobody.Uid))(t)), Gid: uint32(must(strconv.Atoi(nobody.Gid))(t)),
-			}}
-		}
-	})
+	c := startChild(t, "serve", asOrdinaryUser(t, ownTemp(t)))
 	if c.report.UID == 0 {
 		t.Fatal("the child is root")
 	}
@@ -93,6 +81,23 @@ func TestOrdinaryUserCanStartAServer(t *testing.T) {
 	check(t, c.Wait())
 	if exists(c.report.Dir) || running(c.report.PID) {
 		t.Error("the child left its server behind")
+	}
+}
+
+// asOrdinaryUser returns a change to the command of a child that makes it run as nobody, if we are root.
+func asOrdinaryUser(t *testing.T, base string) func(*exec.Cmd) {
+	t.Helper()
+	// The test binary itself is where only we can read it.
+	program := filepath.Join(base, "pgserver.test")
+	copyFile(t, must(os.Executable())(t), program)
+	return func(cmd *exec.Cmd) {
+		cmd.Path, cmd.Dir = program, base
+		if os.Geteuid() == 0 {
+			nobody := must(user.Lookup("nobody"))(t)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{
+				Uid: uint32(must(strconv.Atoi(nobody.Uid))(t)), Gid: uint32(must(strconv.Atoi(nobody.Gid))(t)),
+			}}
+		}
 	}
 }
 

@@ -110,7 +110,8 @@ func dieOf(s os.Signal) {
 	os.Exit(1) // the system cannot send it, or was told to ignore it
 }
 
-// Server returns the server that all tests of the package share. Tests must not stop it.
+// Server returns the server that all tests of the package share. Tests must not stop, restart or kill
+// it: they start one of their own for that, with [pgserver.Start].
 func Server(tb testing.TB) *pgserver.Server {
 	tb.Helper()
 	if shared == nil {
