@@ -1,5 +1,5 @@
-// Package pgretry is a database/sql driver for PostgreSQL that survives deadlocks
-// and serialization failures. It wraps the real driver, lib/pq unless told
+// Package pgretry is a database/sql driver for PostgreSQL that survives deadlocks,
+// serialization failures and lost connections. It wraps the real driver, lib/pq unless told
 // otherwise, and is used in its place:
 //
 //	db, err := sql.Open(pgretry.DriverName, "postgres://…") // was: sql.Open("postgres", …)
@@ -45,8 +45,8 @@
 // from a run in which the conflict never happened.
 //
 // At most once: no COMMIT is repeated unless it is certain that the earlier one
-// did not happen. If nobody can tell, the error is a [*CommitUnknownError]. A
-// closure that has already committed something, in a first transaction or by a
+// did not happen, and no statement outside a transaction is sent twice over a broken
+// connection unless it is a read. See Lost connections. A closure that has already committed something, in a first transaction or by a
 // statement outside one, is not run again ([ErrAlreadyCommitted]).
 //
 // Nothing held while waiting: a failed attempt is rolled back before the wait begins,
@@ -64,6 +64,24 @@
 // A drop-in: what database/sql shows of the driver is what it shows of the inner
 // one. Errors, in particular, are the inner driver's own values. What
 // [sql.Conn.Raw] hands out is ours; [RawConn] leads to the inner connection.
+//
+// # Lost connections
+//
+// A transaction whose connection breaks before COMMIT is replayed on a new one, or its
+// closure runs again; prepared statements follow, and what the lost session left
+// running at the server is ended first. It cannot move if the session held something
+// that a new one lacks (SET, a temporary table, LISTEN, a call of a function that is not
+// known): then the error is a [*ConnectionLostError], and the transaction is rolled
+// back.
+//
+// A COMMIT whose answer is lost is looked up on the server by the transaction's id
+// ([WithCommitOutcome]): if it took effect, Commit returns nil; if not, the transaction
+// is replayed; if nobody can tell, the error is a [*CommitUnknownError].
+//
+// A statement outside a transaction is sent again only if the server cannot have
+// executed it, or if it is a read. Otherwise the error is a [*ConnectionLostError] that
+// says that its fate is unknown. None of these errors matches driver.ErrBadConn, at whose
+// sight database/sql executes statements again.
 //
 // # What is refused
 //
@@ -85,8 +103,6 @@
 // with each attempt.
 //
 // To turn replay off: [ContextWithoutReplay] for one transaction, [WithMode] or
-// pgretry_mode=closure in the DSN for a database, pgretry_mode=off for closures too.
-//
-// A statement outside a transaction that a broken connection interrupts may be sent
-// again by database/sql on another connection, as with lib/pq alone.
+// pgretry_mode=closure in the DSN for a database, pgretry_mode=off for closures too, and
+// for all that is said of lost connections.
 package pgretry
