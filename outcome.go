@@ -260,7 +260,7 @@ func (t *tx) askFate(ctx context.Context, side *conn, id identity) (f fate, why 
 			fenced = true
 		}
 		if t.conn.connector.config.wait(ctx, pause) != nil {
-			return fateUnknown, "COMMIT is still in progress", nil
+			return fateUnknown, "COMMIT is still in progress", nil //nolint:nilerr // that is what the end of the wait means
 		}
 	}
 }

@@ -127,7 +127,8 @@ func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) 
 	kept := rows.watched && rows.use == c.loneUse
 	lost := Classify(err, PhaseStatement) == ClassConnectionLost && c.connector.config.mode != ModeOff
 	reads := kept && analyze(rows.text).ProvenRead && !c.stateful && !c.rawOpen
-	if !kept || !c.isConflict(err) && !(lost && reads) {
+	again = kept && c.isConflict(err) || lost && reads
+	if !again {
 		rows.ended = true
 		if lost {
 			err = c.lostRows(rows.context(), rows.text, err)

@@ -2,7 +2,10 @@
 
 package pgretry
 
-import "syscall"
+import (
+	"errors"
+	"syscall"
+)
 
 // peeker looks into a socket's receive buffer and takes nothing out of it.
 type peeker struct {
@@ -22,7 +25,7 @@ func (p *peeker) pulse() pulse {
 		p.look = func(fd uintptr) bool {
 			for {
 				p.n, _, p.err = syscall.Recvfrom(int(fd), p.byte[:], syscall.MSG_PEEK)
-				if p.err != syscall.EINTR {
+				if !errors.Is(p.err, syscall.EINTR) {
 					return true // the socket does not block, and nobody waits for it to be readable
 				}
 			}
@@ -32,7 +35,7 @@ func (p *peeker) pulse() pulse {
 		return pulseDead // closed on our side
 	}
 	switch {
-	case p.err == syscall.EAGAIN || p.err == syscall.EWOULDBLOCK:
+	case errors.Is(p.err, syscall.EAGAIN):
 		return pulseQuiet
 	case p.err != nil || p.n == 0:
 		return pulseDead

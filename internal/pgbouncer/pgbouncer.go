@@ -96,7 +96,7 @@ func (b *Bouncer) Stop() error {
 	if err := b.command.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop pgbouncer: %w", err)
 	}
-	<-b.ended // of the kill
+	<-b.ended //nolint:errcheck // it was killed
 	return os.RemoveAll(b.dir)
 }
 
@@ -105,7 +105,7 @@ func (b *Bouncer) ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close() //nolint:errcheck // nothing depends on it
+	defer db.Close()
 	pause := time.NewTicker(10 * time.Millisecond)
 	defer pause.Stop()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
