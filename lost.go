@@ -104,7 +104,7 @@ func (c *conn) lostLone(ctx context.Context, text string, since mark, inBlock bo
 		return c.commitUnknown(err)
 	case inBlock:
 		return &ConnectionLostError{Cause: err, RolledBack: true}
-	case c.tap.unsent(since, err), repeatable(info):
+	case c.tap.unsent(since), repeatable(info):
 		return reusable(err)
 	}
 	return &ConnectionLostError{Cause: err}

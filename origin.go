@@ -2,7 +2,10 @@ package pgretry
 
 import (
 	"context"
+	"crypto/tls"
+	"database/sql/driver"
 	"fmt"
+	"net"
 	"reflect"
 	"strings"
 	"time"
@@ -83,24 +86,61 @@ func (t *tap) backendPID() string {
 			return fmt.Sprint(pid.Int())
 		}
 	case t.pgx:
-		// (*stdlib.Conn).Conn().PgConn().PID(), of packages that are not imported here.
-		value := reflect.ValueOf(t.Conn)
-		for _, method := range [...]func(reflect.Value) reflect.Value{
-			func(v reflect.Value) reflect.Value { return v.MethodByName("Conn") },
-			func(v reflect.Value) reflect.Value { return v.MethodByName("PgConn") },
-			func(v reflect.Value) reflect.Value { return v.MethodByName("PID") },
-		} {
-			call := method(value)
-			if !call.IsValid() || call.Type().NumIn() != 0 || call.Type().NumOut() != 1 {
-				return ""
+		if conn := pgConn(t.Conn); conn.IsValid() {
+			if pid := called(conn.MethodByName("PID")); pid.IsValid() && pid.CanUint() {
+				return fmt.Sprint(pid.Uint())
 			}
-			value = call.Call(nil)[0]
-		}
-		if value.CanUint() {
-			return fmt.Sprint(value.Uint())
 		}
 	}
 	return ""
+}
+
+// pgConn returns the *pgconn.PgConn in a connection of pgx's stdlib, packages that are
+// not imported here; the zero Value if there is none. The methods' names are constants
+// where MethodByName is called, so that the linker still drops what nobody calls.
+func pgConn(inner driver.Conn) reflect.Value {
+	conn := called(reflect.ValueOf(inner).MethodByName("Conn"))
+	if !conn.IsValid() {
+		return reflect.Value{}
+	}
+	return called(conn.MethodByName("PgConn"))
+}
+
+// called returns what a method without arguments returns, the zero Value if there is no
+// such method or nothing to call another one on.
+func called(method reflect.Value) reflect.Value {
+	if !method.IsValid() || method.Type().NumIn() != 0 || method.Type().NumOut() != 1 {
+		return reflect.Value{}
+	}
+	result := method.Call(nil)[0]
+	switch result.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if result.IsNil() {
+			return reflect.Value{}
+		}
+	}
+	return result
+}
+
+// pgxSocket returns a peeker at the socket of a connection of pgx's stdlib, nil if
+// there is none.
+func pgxSocket(inner driver.Conn) *peeker {
+	outer := pgConn(inner)
+	if !outer.IsValid() {
+		return nil
+	}
+	found := called(outer.MethodByName("Conn"))
+	if !found.IsValid() || !found.CanInterface() {
+		return nil
+	}
+	conn, ok := found.Interface().(net.Conn)
+	if !ok {
+		return nil
+	}
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	return newPeeker(conn)
 }
 
 // Orphans are processes of the server whose client is gone. They may not know that yet,

@@ -21,6 +21,8 @@ const (
 	fateMaxPause   = 50 * time.Millisecond
 	// resolveGrace is what is left for it once BEGIN's context is done.
 	resolveGrace = time.Second
+	// commitGrace is how long COMMIT itself may take then.
+	commitGrace = 250 * time.Millisecond
 )
 
 // identity is by what the server knows a transaction.
@@ -224,7 +226,6 @@ func (t *tx) askFate(ctx context.Context, side *conn, id identity) (f fate, why 
 	if id.origin.history == "" || side.origin.history != id.origin.history {
 		return fateUnknown, "the server has crashed, restarted or failed over since, so that the id may mean another transaction", nil
 	}
-	fenced := false
 	for pause := fateFirstPause; ; pause = min(2*pause, fateMaxPause) {
 		status, err := side.ask(ctx, fmt.Sprintf("SELECT pg_catalog.txid_status(%d)", id.xid))
 		if err != nil {
@@ -232,12 +233,8 @@ func (t *tx) askFate(ctx context.Context, side *conn, id identity) (f fate, why 
 		}
 		switch status {
 		case "committed":
-			if fenced {
-				// Had COMMIT come in that very moment and then waited for a standby, the
-				// fence would have ended the wait.
-				if names, err := side.ask(ctx, "SELECT pg_catalog.current_setting('synchronous_standby_names')"); err != nil || names != "" {
-					return fateUnknown, "it is committed, but perhaps not on the synchronous standby", err
-				}
+			if replicated, err := side.isReplicated(ctx); err != nil || !replicated {
+				return fateUnknown, "it is committed, but perhaps not on the synchronous standby", err
 			}
 			return fateCommitted, "", nil
 		case "aborted":
@@ -256,8 +253,6 @@ func (t *tx) askFate(ctx context.Context, side *conn, id identity) (f fate, why 
 			return fateUnknown, "", err
 		case state == "prepared":
 			return fateUnknown, "it is a prepared transaction, which somebody else commits or rolls back", nil
-		case state == "fenced":
-			fenced = true
 		}
 		if t.conn.connector.config.wait(ctx, pause) != nil {
 			return fateUnknown, "COMMIT is still in progress", nil //nolint:nilerr // that is what the end of the wait means
@@ -283,6 +278,23 @@ func (c *conn) fence(ctx context.Context, id identity) (state string, err error)
 		return state, err
 	}
 	return c.ask(ctx, fmt.Sprintf("SELECT 'prepared' FROM pg_catalog.pg_prepared_xacts WHERE transaction::text = '%d'", xid))
+}
+
+// isReplicated says whether what is committed is where synchronous replication promises
+// it to be. A COMMIT that waits for a standby is told to be in progress, but whoever
+// cancels or terminates its process, inner drivers among them, ends the wait: committed it
+// is then, on one server. A commit that comes later and is replicated proves that the
+// earlier ones are.
+func (c *conn) isReplicated(ctx context.Context) (bool, error) {
+	names, err := c.ask(ctx, "SELECT pg_catalog.current_setting('synchronous_standby_names')")
+	if err != nil || names == "" {
+		return err == nil, err
+	}
+	_, err = c.ask(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, 'pgretry', '')::text")
+	if ctx.Err() != nil {
+		return false, nil // the end of the context ends this wait too
+	}
+	return err == nil, err
 }
 
 // lateXID returns the id of the transaction that a process is in, 0 if there is none

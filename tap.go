@@ -48,9 +48,10 @@ type tap struct {
 	resetter  driver.SessionResetter
 	validator driver.Validator
 
-	wire  *wire // nil unless the inner connection is lib/pq's and dialled as it does by default
-	libPQ bool  // the inner connection is lib/pq's own
-	pgx   bool  // it is pgx's stdlib's own
+	wire  *wire   // nil unless the inner connection is lib/pq's and dialled as it does by default
+	peek  *peeker // at pgx's socket, nil if there is none
+	libPQ bool    // the inner connection is lib/pq's own
+	pgx   bool    // it is pgx's stdlib's own
 
 	// lastRows and lastStmt are what the inner driver returned last. A connection
 	// serves one call at a time, so whoever called through otelsql finds its own.
@@ -65,6 +66,7 @@ func newTap(inner driver.Conn, socket *wire) *tap {
 		t.libPQ = true
 	case "github.com/jackc/pgx/v5/stdlib.Conn":
 		t.pgx = true
+		t.peek = pgxSocket(inner)
 	}
 	t.beginner, _ = inner.(driver.ConnBeginTx)
 	t.checker, _ = inner.(driver.NamedValueChecker)
@@ -132,25 +134,25 @@ func (t *tap) mark() mark {
 }
 
 // unsent says whether a request that failed certainly changed nothing: no byte of it
-// left, or none that the server could have executed; or lib/pq had given up the connection before; or pgx says so, which
-// returns driver.ErrBadConn only then. Of other drivers it is not known: the contract
-// of driver.ErrBadConn says so, but lib/pq is not alone in breaking it.
-func (t *tap) unsent(since mark, err error) bool {
-	switch {
-	case t.wire != nil:
+// left, or none that the server could have executed; or lib/pq had given up the
+// connection before. Of other drivers it is not known. The contract of driver.ErrBadConn
+// says so, but lib/pq breaks it, and so does pgx, after a simple query.
+func (t *tap) unsent(since mark) bool {
+	if t.wire != nil {
 		return t.wire.acted.Load() == since.acted
-	case t.pgx:
-		return err == driver.ErrBadConn //nolint:errorlint // nothing else is meant
 	}
 	return since.silent
 }
 
 // pulse looks whether the server has hung up, or has something to say.
 func (t *tap) pulse() pulse {
-	if t.wire == nil {
-		return pulseUnknown
+	switch {
+	case t.wire != nil:
+		return t.wire.peek.pulse()
+	case t.peek != nil:
+		return t.peek.pulse()
 	}
-	return t.wire.peek.pulse()
+	return pulseUnknown
 }
 
 func (t *tap) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -235,9 +237,14 @@ func (t *tap) Ping(ctx context.Context) error {
 	return t.pinger.Ping(ctx)
 }
 
-// ping is Ping with a bound of its own, because lib/pq waits for the answer however long
-// the context lasts. It is called only where there is a wire.
+// ping is Ping with a bound of its own. lib/pq waits for the answer however long the
+// context lasts.
 func (t *tap) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	if t.wire == nil {
+		return t.Ping(ctx)
+	}
 	if err := t.wire.SetDeadline(time.Now().Add(pingTimeout)); err != nil {
 		return err
 	}

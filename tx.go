@@ -264,7 +264,7 @@ func (t *tx) Commit() error {
 			}
 		}
 		since := t.conn.tap.mark()
-		err := t.inner.Commit()
+		err := t.commit()
 		if err == nil {
 			t.conn.rawOpen = false
 			t.end(outcomeCommitted, verdict{})
@@ -283,7 +283,7 @@ func (t *tx) Commit() error {
 				t.failed(err)
 				v, err = t.first, t.first.err
 			}
-		case v.class == ClassUnknownOutcome && t.conn.tap.unsent(since, err):
+		case v.class == ClassUnknownOutcome && t.conn.tap.unsent(since):
 			v.class = ClassConnectionLost
 			if !t.keepsErrors() {
 				t.losesConnection()
@@ -326,6 +326,29 @@ func (t *tx) Commit() error {
 			return err
 		}
 	}
+}
+
+// commit sends COMMIT. lib/pq waits for the answer however long it takes: once BEGIN's
+// context is done, that is commitGrace at most.
+func (t *tx) commit() error {
+	socket := t.conn.tap.wire
+	if socket == nil || t.began.Done() == nil || t.keepsErrors() {
+		return t.inner.Commit()
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(t.began, func() {
+		defer close(done)
+		// If there is no socket any more, the answer does not come either.
+		_ = socket.SetReadDeadline(time.Now().Add(commitGrace))
+	})
+	err := t.inner.Commit()
+	if !stop() {
+		<-done
+		if resetErr := socket.SetReadDeadline(time.Time{}); resetErr != nil {
+			t.conn.broken = true
+		}
+	}
+	return err
 }
 
 // afterCommit returns what COMMIT says of a transaction that had a conflict before,

@@ -23,12 +23,23 @@ type wire struct {
 
 func newWire(inner net.Conn) *wire {
 	w := &wire{Conn: inner}
-	if socket, ok := inner.(syscall.Conn); ok {
-		if raw, err := socket.SyscallConn(); err == nil {
-			w.peek.raw = raw
-		}
+	if p := newPeeker(inner); p != nil {
+		w.peek.raw = p.raw
 	}
 	return w
+}
+
+// newPeeker returns a peeker at a socket, nil if the system has none behind it.
+func newPeeker(conn net.Conn) *peeker {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return &peeker{raw: raw}
 }
 
 func (w *wire) Write(b []byte) (int, error) {
