@@ -297,6 +297,33 @@ func (c *conn) isReplicated(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
+// hurried looks at a COMMIT that succeeded after BEGIN's context had ended. lib/pq asks the
+// server to cancel then, and one that waited for a synchronous standby stops waiting and
+// says that it has committed.
+func (t *tx) hurried() verdict {
+	c := t.conn
+	config := c.connector.config
+	if !c.tap.libPQ || config.mode == ModeOff || config.commitOutcome == CommitReport || !t.wrote || t.began.Err() == nil {
+		return verdict{}
+	}
+	ctx, cancel := t.resolveContext()
+	defer cancel()
+	side, err := c.connector.openSide(ctx)
+	if err != nil {
+		return verdict{} // there is nothing against what the server has said
+	}
+	defer side.hangUp()
+	if replicated, err := side.isReplicated(ctx); err != nil || replicated {
+		return verdict{}
+	}
+	unknown := c.commitUnknown(contextError(t.began))
+	unknown.Reason = "it is committed, but perhaps not on the synchronous standby"
+	if t.attempt == nil {
+		t.tellFinal(outcomeUnknown, verdict{class: ClassUnknownOutcome, err: unknown}, "", "")
+	}
+	return verdict{class: ClassUnknownOutcome, err: unknown}
+}
+
 // lateXID returns the id of the transaction that a process is in, 0 if there is none
 // any more.
 func (c *conn) lateXID(ctx context.Context, o origin) (uint64, error) {

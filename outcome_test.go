@@ -22,17 +22,18 @@ import (
 type question string
 
 const (
-	asksOrigin    question = "origin"
-	asksID        question = "id"
-	asksStatus    question = "status"
-	asksFence     question = "fence"
-	asksPrepared  question = "prepared"
-	asksStandbys  question = "standbys"
-	asksElsewhere question = "elsewhere"
-	asksLateID    question = "late id"
-	asksForeign   question = "foreign tables"
-	asksEnd       question = "end"
-	asksLeft      question = "left"
+	asksOrigin     question = "origin"
+	asksID         question = "id"
+	asksStatus     question = "status"
+	asksFence      question = "fence"
+	asksPrepared   question = "prepared"
+	asksStandbys   question = "standbys"
+	asksReplicated question = "replicated"
+	asksElsewhere  question = "elsewhere"
+	asksLateID     question = "late id"
+	asksForeign    question = "foreign tables"
+	asksEnd        question = "end"
+	asksLeft       question = "left"
 )
 
 // questions tells them apart by what no other one has in its text.
@@ -46,6 +47,7 @@ var questions = []struct {
 	{asksStatus, "txid_status"},
 	{asksPrepared, "pg_prepared_xacts"},
 	{asksStandbys, "synchronous_standby_names"},
+	{asksReplicated, "pg_logical_emit_message"},
 	{asksElsewhere, "pg_extension"},
 	{asksLateID, "backend_xid::text || ' '"},
 	{asksForeign, "pg_foreign_table LIMIT"},
@@ -65,6 +67,7 @@ type records struct {
 	mu      sync.Mutex
 	answers map[question][]string
 	errs    map[question]error
+	blocks  question // that is not answered before its context is done
 	asked   []question
 	texts   []string
 }
@@ -97,6 +100,10 @@ func (r *records) answer(inv *drivertest.Invocation) ([]drivertest.ResultSet, er
 		r.asked, r.texts = append(r.asked, q.question), append(r.texts, inv.Query)
 		if err := r.errs[q.question]; err != nil {
 			return nil, err
+		}
+		if r.blocks == q.question {
+			<-inv.Context.Done()
+			return nil, inv.Context.Err()
 		}
 		answers, known := r.answers[q.question]
 		answer := ""
@@ -204,6 +211,7 @@ func TestTheFateOfACommitWithoutAnAnswerIsTheServersToTell(t *testing.T) {
 		name    string
 		records map[question][]string
 		errs    map[question]error
+		blocks  question
 		direct  bool
 		options []Option
 		script  func(*fixture)
@@ -217,14 +225,11 @@ func TestTheFateOfACommitWithoutAnAnswerIsTheServersToTell(t *testing.T) {
 		{name: "in progress, then aborted", records: map[question][]string{asksStatus: {"in progress", "in progress", "aborted"}, asksFence: {"busy"}}, want: "replayed"},
 		{name: "ended while it waited for its client", records: map[question][]string{asksStatus: {"in progress", "aborted"}, asksFence: {"fenced"}}, want: "replayed"},
 		{name: "committed in the moment of its end", records: map[question][]string{asksStatus: {"in progress", "committed"}, asksFence: {"fenced"}}},
+		{name: "committed, and on the standby", records: map[question][]string{asksStandbys: {"standby"}}},
 		{
-			name:    "committed in the moment of its end, perhaps without its standby",
-			records: map[question][]string{asksStatus: {"in progress", "committed"}, asksFence: {"fenced"}, asksStandbys: {"standby"}},
-			want:    "perhaps not on the synchronous standby",
-		},
-		{
-			name:    "committed with a standby, by itself",
-			records: map[question][]string{asksStatus: {"in progress", "committed"}, asksFence: {"busy"}, asksStandbys: {"standby"}},
+			name: "committed, perhaps without the standby", records: map[question][]string{asksStandbys: {"standby"}},
+			blocks: asksReplicated, options: []Option{WithResolveTimeout(10 * time.Millisecond)},
+			want: "perhaps not on the synchronous standby",
 		},
 		{name: "the status is gone", records: map[question][]string{asksStatus: {""}}, want: "does not keep the transaction's status"},
 		{name: "a status of the future", records: map[question][]string{asksStatus: {"perhaps"}}, want: "does not keep the transaction's status"},
@@ -268,14 +273,19 @@ func TestTheFateOfACommitWithoutAnAnswerIsTheServersToTell(t *testing.T) {
 		{name: "it does not answer: fence", records: map[question][]string{asksStatus: {"in progress"}}, errs: map[question]error{asksFence: driver.ErrBadConn}, want: "did not answer"},
 		{name: "it does not answer: elsewhere", records: map[question][]string{asksStatus: {"aborted"}}, errs: map[question]error{asksElsewhere: driver.ErrBadConn}, want: "did not answer"},
 		{
-			name: "it does not answer: standbys", records: map[question][]string{asksStatus: {"in progress", "committed"}, asksFence: {"fenced"}},
+			name: "it does not answer: standbys",
 			errs: map[question]error{asksStandbys: driver.ErrBadConn}, want: "did not answer",
+		},
+		{
+			name: "it does not answer: replicated", records: map[question][]string{asksStandbys: {"standby"}},
+			errs: map[question]error{asksReplicated: driver.ErrBadConn}, want: "did not answer",
 		},
 		{name: "nothing was asked for", options: []Option{WithCommitOutcome(CommitReport)}, want: "was not asked for"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, append([]Option{WithCommitOutcome(CommitResolve)}, c.options...)...)
 			r := f.keeps(c.records)
+			r.blocks = c.blocks
 			for q, err := range c.errs {
 				r.errs[q] = err
 			}

@@ -267,8 +267,9 @@ func (t *tx) Commit() error {
 		err := t.commit()
 		if err == nil {
 			t.conn.rawOpen = false
-			t.end(outcomeCommitted, verdict{})
-			return nil
+			v := t.hurried()
+			t.end(outcomeCommitted, v)
+			return v.err
 		}
 		v := verdict{class: Classify(err, PhaseCommit), err: err}
 		switch {
