@@ -29,6 +29,7 @@ type conn struct {
 	loneUse  uint64  // counts those
 	rawBlock rawBlock
 	rawOpen  bool // a statement began a transaction and none has ended it
+	rawDoubt bool // a statement that would have begun or ended one has failed
 	broken   bool // something that had to work did not: nobody may use it again
 
 	otherDefault bool // transactions that do not ask for a level are not under READ COMMITTED
@@ -147,5 +148,8 @@ func (c *conn) Ping(ctx context.Context) error { return c.session.Ping(ctx) }
 func (c *conn) Close() error {
 	c.tx.abandon()
 	c.rawBlock.abandon()
+	if c.hungUp {
+		return nil
+	}
 	return c.session.Close()
 }

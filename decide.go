@@ -154,6 +154,10 @@ func (l *loop) closed(a *attempt) bool {
 
 // unknown returns the error of a COMMIT whose fate nobody can tell.
 func (l *loop) unknown(err error) error {
+	var lost *ConnectionLostError
+	if errors.As(err, &lost) {
+		return err // a statement outside the transaction: it says so itself
+	}
 	var known *CommitUnknownError
 	if !errors.As(err, &known) {
 		return &CommitUnknownError{Cause: err, Attempts: l.attempts, At: l.config.now()}

@@ -145,7 +145,7 @@ type Connector struct {
 
 	orphanCount atomic.Int64
 	mu          sync.Mutex
-	orphans     []origin
+	orphans     []orphan
 }
 
 // NewConnector returns a connector around inner, to be used with sql.OpenDB:
@@ -262,15 +262,20 @@ func connectorOf(db any) *Connector {
 type tapConnector struct{ driver.Connector }
 
 func (c tapConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	var socket *wire
+	var d dialing
 	if _, ok := c.Connector.(*pq.Connector); ok {
-		ctx = context.WithValue(ctx, wireKey{}, &socket)
+		stop := context.AfterFunc(ctx, d.end)
+		defer stop()
+		ctx = context.WithValue(ctx, wireKey{}, &d)
 	}
 	inner, err := c.Connector.Connect(ctx)
 	if err != nil {
+		if d.wire != nil && ctx.Err() != nil {
+			return nil, ctx.Err() // not that the socket is closed
+		}
 		return nil, err
 	}
-	return newTap(inner, socket), nil
+	return newTap(inner, d.wire), nil
 }
 
 func (c tapConnector) Close() error {

@@ -76,9 +76,9 @@ func (c *conn) noteRaw(text string, err error) {
 	}
 	switch info := analyze(text); {
 	case err == nil && (info.BeginsTx || info.EndsTx):
-		c.rawOpen = info.LeavesTxOpen
-	case info.BeginsTx:
-		c.rawOpen = true // and aborted, perhaps
+		c.rawOpen, c.rawDoubt = info.LeavesTxOpen, false
+	case info.BeginsTx || info.EndsTx:
+		c.rawOpen, c.rawDoubt = c.rawOpen || info.BeginsTx, true
 	}
 }
 

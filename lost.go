@@ -52,9 +52,6 @@ func (c *conn) stillThere(ctx context.Context) error {
 	}
 	// It has something to say, a notice or its last words, or was silent for long.
 	if c.tap.ping(ctx) != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 		c.noteLost(ctx, lostIdle)
 		return driver.ErrBadConn
 	}
@@ -83,7 +80,7 @@ func (c *conn) hasNoSession() bool { return c.gone && c.connector.config.mode !=
 // statement outside a transaction: driver.ErrBadConn, at which the statement is
 // executed again on another connection, only if it cannot have reached the server or
 // changes nothing.
-func (c *conn) lostLone(ctx context.Context, text string, since mark, inBlock bool, err error) error {
+func (c *conn) lostLone(ctx context.Context, text string, since mark, err error) error {
 	if err == driver.ErrSkip || c.connector.config.mode == ModeOff { //nolint:errorlint // drivers must return it bare
 		return err
 	}
@@ -95,27 +92,51 @@ func (c *conn) lostLone(ctx context.Context, text string, since mark, inBlock bo
 		return err
 	}
 	c.noteLost(ctx, lostStatement)
-	if ctx.Err() != nil {
-		return err // nothing is executed under a context that has ended
-	}
 	info := analyze(text)
-	switch {
-	case inBlock && mayHaveCommitted(info, err):
+	switch block := c.block(); {
+	case block != outsideBlock && mayHaveCommitted(info, err):
 		return c.commitUnknown(err)
-	case inBlock:
-		return &ConnectionLostError{Cause: err, RolledBack: true}
+	case block != outsideBlock:
+		return &ConnectionLostError{Cause: err, RolledBack: block == insideBlock}
+	case (c.tap.unsent(since) || repeatable(info)) && ctx.Err() != nil:
+		return err // nothing is executed under a context that has ended
 	case c.tap.unsent(since), repeatable(info):
 		return reusable(err)
 	}
 	return &ConnectionLostError{Cause: err}
 }
 
+// block says whether a session is in a transaction that the application has begun by a
+// statement.
+type block uint8
+
+const (
+	outsideBlock block = iota
+	insideBlock
+	perhapsBlock // a BEGIN or COMMIT has failed, and the inner driver does not tell
+)
+
+// block returns what the server said last.
+func (c *conn) block() block {
+	switch status := c.tap.txStatus(); {
+	case status == 'I':
+		return outsideBlock
+	case status != 0:
+		return insideBlock
+	case c.rawDoubt:
+		return perhapsBlock
+	case c.rawOpen:
+		return insideBlock
+	}
+	return outsideBlock
+}
+
 // lostRows is lostLone for rows that were being read. Of a read nothing but the rest is
 // missing, and database/sql does not execute it again.
 func (c *conn) lostRows(ctx context.Context, text string, err error) error {
-	lost := c.lostLone(ctx, text, mark{}, c.rawOpen, err)
+	lost := c.lostLone(ctx, text, mark{}, err)
 	var again *reusableError
-	if errors.As(lost, &again) || lost == driver.ErrBadConn { //nolint:errorlint // as it was made
+	if errors.As(lost, &again) || errors.Is(lost, driver.ErrBadConn) {
 		return err
 	}
 	return lost
@@ -127,7 +148,7 @@ func (c *conn) lostBefore(ctx context.Context, phase Phase, err error) error {
 		return err
 	}
 	c.noteLost(ctx, lostStatement)
-	if ctx.Err() != nil || c.rawOpen {
+	if ctx.Err() != nil || c.block() != outsideBlock {
 		return err
 	}
 	return reusable(err)
@@ -148,11 +169,28 @@ func (c *conn) commitUnknown(cause error) *CommitUnknownError {
 
 // lost makes the error of a transaction whose connection broke before COMMIT was sent.
 func (t *tx) lost(cause error) error {
+	if t.rawDoubt {
+		return t.conn.commitUnknown(cause) // one sent as a statement
+	}
 	var lost *ConnectionLostError
 	if errors.As(cause, &lost) {
 		return cause
 	}
 	return &ConnectionLostError{Cause: cause, RolledBack: true}
+}
+
+// lostAfterEnd returns what the application gets to see of an error of rows whose text has
+// ended the transaction, as far as anybody knew when the first of them came.
+func (t *tx) lostAfterEnd(text string, err error) error {
+	switch {
+	case Classify(err, PhaseStatement) != ClassConnectionLost:
+		return err
+	case !mayHaveCommitted(analyze(text), err):
+		return t.conn.lostRows(t.began, text, err)
+	}
+	t.conn.noteLost(t.began, lostCommit)
+	t.state, t.first = txLost, verdict{class: ClassUnknownOutcome, err: t.conn.commitUnknown(err)}
+	return t.first.err
 }
 
 // keepsErrors says whether errors are those of the inner driver, whatever they are.

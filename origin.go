@@ -25,6 +25,14 @@ type origin struct {
 	direct  bool   // no pooler stands between: the process is ours alone
 }
 
+// orphan is a process of the server whose client is gone in a transaction. It may not
+// know that yet, behind a network that swallows everything, and hold locks that the next
+// attempt needs.
+type orphan struct {
+	origin
+	asked, answered time.Time // BEGIN
+}
+
 // originExpression is the origin as text, NULL if something is missing.
 // pg_control_checkpoint would tell the timeline too, but only after the first
 // checkpoint on it.
@@ -40,6 +48,9 @@ const originExpression = `CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
 // inside a transaction that would be too late.
 const askOrigin = `SELECT ` + originExpression + ` || CASE WHEN false THEN
 	pg_catalog.txid_current_if_assigned()::text || pg_catalog.txid_status(1)::text ELSE '' END`
+
+// originTimeout bounds the wait for the answer.
+const originTimeout = 10 * time.Second
 
 func parseOrigin(answer string) origin {
 	fields := strings.Fields(answer)
@@ -61,13 +72,21 @@ func (c *conn) learnOrigin(ctx context.Context) error {
 		return nil // who knows what it leads to
 	}
 	began := config.now()
-	answer, err := c.ask(ctx, askOrigin)
+	ctx, cancel := context.WithTimeout(ctx, originTimeout)
+	defer cancel()
+	var answer string
+	err := c.tap.wire.during(ctx, 0, func() (err error) {
+		answer, err = c.ask(ctx, askOrigin)
+		return err
+	})
 	switch {
 	case err == nil:
 		c.connector.noteAskCost(config.now().Sub(began))
-	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost:
+	case strings.HasPrefix(sqlState(err), "42"), strings.HasPrefix(sqlState(err), "0A"):
 		c.connector.noOutcome.Store(true) // an engine, or a role, without these functions
 		return nil
+	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost:
+		return nil // this time
 	default:
 		return err
 	}
@@ -143,16 +162,14 @@ func pgxSocket(inner driver.Conn) *peeker {
 	return newPeeker(conn)
 }
 
-// Orphans are processes of the server whose client is gone. They may not know that yet,
-// behind a network that swallows everything, and hold locks that the next attempt needs.
 const (
 	maxOrphans    = 64
 	orphanTimeout = time.Second
 	orphanPause   = 2 * time.Millisecond
 )
 
-// orphaned remembers the process of a session that was lost before COMMIT was sent.
-func (c *Connector) orphaned(o origin) {
+// orphaned remembers the process of a transaction that was lost before COMMIT was sent.
+func (c *Connector) orphaned(o orphan) {
 	if !o.direct {
 		return // somebody else works there by now
 	}
@@ -177,17 +194,29 @@ func (c *conn) endOrphans(ctx context.Context) {
 	connector.orphanCount.Store(0)
 	connector.mu.Unlock()
 
+	ctx, cancel := context.WithTimeout(ctx, orphanTimeout)
+	defer cancel()
+	deadline := connector.config.now().Add(orphanTimeout)
+	_ = c.tap.wire.during(ctx, 0, func() error {
+		left, err := c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+those(orphans, connector.config.now()))
+		for err == nil && left != "0" && connector.config.now().Before(deadline) {
+			if err = connector.config.wait(ctx, orphanPause); err == nil {
+				left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+those(orphans, connector.config.now()))
+			}
+		}
+		return err
+	})
+}
+
+// those selects the processes. A pooler that passes the server's own keys on may have
+// given one to somebody else by now, so it has to be in a transaction that began when
+// ours did: while the process was ours for certain.
+func those(orphans []orphan, now time.Time) string {
 	where := make([]string, 0, len(orphans))
 	for _, o := range orphans {
-		where = append(where, "pid = "+o.pid+" AND extract(epoch FROM backend_start)::text = '"+o.started+"'")
+		where = append(where, fmt.Sprintf(`pid = %s AND extract(epoch FROM backend_start)::text = '%s'
+			AND pg_catalog.clock_timestamp() - xact_start BETWEEN %f * interval '1 s' AND %f * interval '1 s'`,
+			o.pid, o.started, now.Sub(o.answered).Seconds(), (now.Sub(o.asked)+orphanTimeout).Seconds()))
 	}
-	those := "FROM pg_catalog.pg_stat_get_activity(NULL) WHERE (" + strings.Join(where, ") OR (") + ")"
-	deadline := connector.config.now().Add(orphanTimeout)
-	left, err := c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+those)
-	for err == nil && left != "0" && connector.config.now().Before(deadline) {
-		if connector.config.wait(ctx, orphanPause) != nil {
-			return
-		}
-		left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+those)
-	}
+	return "FROM pg_catalog.pg_stat_get_activity(NULL) WHERE (" + strings.Join(where, ") OR (") + ")"
 }

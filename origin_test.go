@@ -139,7 +139,7 @@ func TestEndingTheProcessOfALostSessionIsNoCondition(t *testing.T) {
 func TestNoMoreOrphansAreRememberedThanCanBeEnded(t *testing.T) {
 	f := newFixture(t)
 	for i := range 2 * maxOrphans {
-		f.connector.orphaned(origin{pid: fmt.Sprint(i), started: "1", direct: true})
+		f.connector.orphaned(orphan{origin: origin{pid: fmt.Sprint(i), started: "1", direct: true}})
 	}
 	if n := len(f.connector.orphans); n != maxOrphans {
 		t.Errorf("%d are remembered", n)

@@ -48,6 +48,7 @@ var fateNames = [fates]string{fateUnknown: "unknown", fateCommitted: "committed"
 // COMMIT it would be lost together with COMMIT's answer; together with BEGIN it would
 // use up an id for transactions that write nothing.
 func (t *tx) identify() error {
+	t.identity = identity{} // that of an earlier attempt is another transaction's
 	if t.state != txActive || !t.wrote || !t.wantsIdentity() {
 		return nil
 	}
@@ -113,6 +114,7 @@ func (t *tx) resolve(cause error) verdict {
 	connector := c.connector
 	config := connector.config
 	c.noteLost(t.began, lostCommit)
+	c.hangUp()
 	began := config.now()
 	f, why := t.findFate()
 	elapsed := config.now().Sub(began)
@@ -182,20 +184,9 @@ func (t *tx) resolveContext() (context.Context, context.CancelFunc) {
 func (c *Connector) openSide(ctx context.Context) (*conn, error) {
 	slowly := newFullJitter(unavailableBaseDelay, unavailableMaxDelay, c.config.random)
 	for {
-		s, t, err := c.connect(ctx)
+		side, err := c.openSideOnce(ctx)
 		if err == nil {
-			side := &conn{session: s, tap: t, connector: c}
-			if deadline, ok := ctx.Deadline(); ok && t.wire != nil {
-				// lib/pq would wait for an answer longer than the context lasts.
-				if err := t.wire.SetDeadline(deadline); err != nil {
-					side.hangUp()
-					return nil, err
-				}
-			}
-			if err = side.learnOrigin(ctx); err == nil {
-				return side, nil
-			}
-			side.hangUp()
+			return side, nil
 		}
 		if class := Classify(err, PhaseConnect); class != ClassNotStarted && Classify(err, PhaseStatement) != ClassConnectionLost {
 			return nil, err
@@ -206,12 +197,34 @@ func (c *Connector) openSide(ctx context.Context) (*conn, error) {
 	}
 }
 
+func (c *Connector) openSideOnce(ctx context.Context) (*conn, error) {
+	s, t, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	side := &conn{session: s, tap: t, connector: c}
+	err = side.learnOrigin(ctx)
+	if deadline, ok := ctx.Deadline(); err == nil && ok && t.wire != nil {
+		// lib/pq would wait for an answer longer than the context lasts.
+		err = t.wire.SetDeadline(deadline)
+	}
+	if err != nil {
+		side.hangUp()
+		return nil, err
+	}
+	return side, nil
+}
+
 // askFate asks the server.
 func (t *tx) askFate(ctx context.Context, side *conn, id identity) (f fate, why string, err error) {
 	if id.asked && id.xid == 0 {
 		elsewhere, err := side.writesElsewhere(ctx)
 		if err != nil || elsewhere {
 			return fateUnknown, "it has no transaction id here, and another server may have its part", err
+		}
+		unseen, err := side.hasTriggersWithoutRows(ctx)
+		if err != nil || unseen {
+			return fateUnknown, "it has no transaction id, and triggers or rules may have had effects without one", err
 		}
 		return fateAborted, "", nil
 	}
@@ -346,6 +359,15 @@ func (c *conn) lateXID(ctx context.Context, o origin) (uint64, error) {
 		full -= 1 << 32 // of the epoch before
 	}
 	return full, nil
+}
+
+// hasTriggersWithoutRows says whether something may have run in a statement that wrote no
+// row, and notified somebody: a trigger per statement or instead of a view's rows, a rule.
+func (c *conn) hasTriggersWithoutRows(ctx context.Context) (bool, error) {
+	found, err := c.ask(ctx, `SELECT 'yes' WHERE
+		EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal AND (tgtype & 1 = 0 OR tgtype & 64 <> 0))
+		OR EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND ev_class >= 16384)`)
+	return found != "", err
 }
 
 // writesElsewhere says whether a transaction on this server may have parts on others.

@@ -46,6 +46,7 @@ func (t *tx) query(ctx context.Context, s call) (driver.Rows, error) {
 		}
 		if err == nil {
 			r := newRows(t.conn, inner, t.number, loneStatement{})
+			r.text = s.text
 			if journalled && t.covered {
 				last := len(t.journal().entries) - 1
 				t.journal().entries[last].cursor = r

@@ -30,6 +30,15 @@ func (c *conn) hangUp() {
 	}
 }
 
+// endLost ends a transaction whose session is lost. lib/pq watches BEGIN's context until
+// it is told; it sends nothing over a connection that it has given up.
+func (t *tx) endLost() {
+	if t.inner != nil && t.conn.tap.libPQ && !t.conn.tap.isValid() {
+		_ = t.inner.Rollback()
+	}
+	t.conn.hangUp()
+}
+
 // reconnect gives the connection a new session in the place of a lost one. Prepared
 // statements follow when they are used.
 func (c *conn) reconnect(ctx context.Context) error {
@@ -68,7 +77,7 @@ func (s *stmt) follow(ctx context.Context) error {
 // losesConnection notes that the transaction is lost before COMMIT was sent.
 func (t *tx) losesConnection() {
 	if !t.conn.gone {
-		t.conn.connector.orphaned(t.conn.origin)
+		t.conn.connector.orphaned(orphan{t.conn.origin, t.asked, t.answered})
 	}
 	t.conn.noteLost(t.began, lostTransaction)
 }

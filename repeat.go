@@ -39,10 +39,10 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 		return nil, driver.ErrBadConn
 	}
 	lone := c.beginLone(ctx, s.text)
-	inBlock, since := c.rawOpen, c.tap.mark()
+	since := c.tap.mark()
 	result, err := s.exec(c, ctx)
 	if err != nil {
-		err = c.lostLone(ctx, s.text, since, inBlock, err)
+		err = c.lostLone(ctx, s.text, since, err)
 	}
 	lone.executed(err)
 	c.noteRaw(s.text, err)
@@ -57,7 +57,7 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 		}
 		since = c.tap.mark()
 		if result, err = s.exec(c, r.run); err != nil {
-			err = c.lostLone(ctx, s.text, since, false, err)
+			err = c.lostLone(ctx, s.text, since, err)
 		}
 		if again, err := r.ended(err); !again {
 			r.count()
@@ -72,10 +72,10 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 		return nil, driver.ErrBadConn
 	}
 	lone := c.beginLone(ctx, s.text)
-	inBlock, since := c.rawOpen, c.tap.mark()
+	since := c.tap.mark()
 	inner, err := s.query(c, ctx)
 	if err != nil {
-		err = c.lostLone(ctx, s.text, since, inBlock, err)
+		err = c.lostLone(ctx, s.text, since, err)
 	}
 	lone.executed(err)
 	c.noteRaw(s.text, err)
@@ -89,7 +89,7 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 			}
 			since = c.tap.mark()
 			if inner, err = s.query(c, r.run); err != nil {
-				err = c.lostLone(ctx, s.text, since, false, err)
+				err = c.lostLone(ctx, s.text, since, err)
 			}
 			again, err = r.ended(err)
 		}
@@ -126,7 +126,7 @@ func (c *conn) keepLone(ctx context.Context, s call, rows *rows) {
 func (c *conn) rowsFailed(rows *rows, err error, at site) (again bool, _ error) {
 	kept := rows.watched && rows.use == c.loneUse
 	lost := Classify(err, PhaseStatement) == ClassConnectionLost && c.connector.config.mode != ModeOff
-	reads := kept && analyze(rows.text).ProvenRead && !c.stateful && !c.rawOpen
+	reads := kept && analyze(rows.text).ProvenRead && !c.stateful && c.tx.state == txNone && c.block() == outsideBlock
 	again = kept && c.isConflict(err) || lost && reads
 	if !again {
 		rows.ended = true
@@ -253,7 +253,7 @@ func (r *repeat) refuses() (reason RefusalReason, what string) {
 		return RefusedMode, ""
 	case withoutReplayFrom(r.ctx):
 		return RefusedByContext, ""
-	case r.conn.rawOpen:
+	case r.conn.block() != outsideBlock:
 		return RefusedTxControl, ""
 	case info.Statements != 1 || !slices.Contains(repeatableKinds, info.Keyword):
 		return RefusedStatement, info.Keyword.String()

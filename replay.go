@@ -55,10 +55,11 @@ type replay struct {
 	site     site
 	cursor   *rows // at which it met it, if it did
 
-	ctx   context.Context // for what is executed again
-	wait  time.Duration   // before the next BEGIN
-	begun bool            // by now it is from BEGIN
-	inner int             // first entry inside the application's newest savepoint, -1 if there is none
+	ctx     context.Context // for what is executed again
+	wait    time.Duration   // before the next BEGIN
+	begun   bool            // by now it is from BEGIN
+	restore []func()        // the handlers of notices
+	inner   int             // first entry inside the application's newest savepoint, -1 if there is none
 }
 
 // place is where in a transaction a conflict surfaced, and what has been tried there.
@@ -102,7 +103,8 @@ func (t *tx) survive(call context.Context, v verdict, at site, cursor *rows) err
 	}
 	t.suspendCursors()
 	defer t.forgetCall()
-	defer t.conn.tap.silenceNotices(t.copying())()
+	r.restore = append(r.restore, t.conn.tap.silenceNotices(t.copying()))
+	defer r.hear()
 	for {
 		failed, err := r.attempt(v)
 		finished = err != nil || failed.kind == noSetback
@@ -124,7 +126,9 @@ func (t *tx) survive(call context.Context, v verdict, at site, cursor *rows) err
 func (r *replay) attempt(v verdict) (setback, error) {
 	t := r.t
 	if t.conn.gone {
-		r.begun, t.inner = true, nil // with the connection
+		t.letGo(r.original.err)
+		t.endLost()
+		r.begun, t.inner = true, nil
 		if reason, what := t.cannotMove(); reason != "" {
 			return setback{}, r.poison(outcomeRefused, ErrRefused, reason, what, nil)
 		}
@@ -308,8 +312,10 @@ func (r *replay) beginAgain(v verdict) setback {
 		if err := t.conn.reconnect(ctx); err != nil {
 			return r.unreached(err)
 		}
+		r.restore = append(r.restore, t.conn.tap.silenceNotices(t.copying()))
 	}
 	t.conn.endOrphans(ctx)
+	t.asked = t.conn.connector.config.now()
 	inner, err := t.conn.session.BeginTx(ctx, t.opts)
 	if err != nil {
 		class := Classify(err, PhaseBegin)
@@ -325,7 +331,15 @@ func (r *replay) beginAgain(v verdict) setback {
 		return setback{kind: broken, what: "BEGIN failed"}
 	}
 	t.inner, t.state, t.first = inner, txActive, verdict{}
+	t.answered = t.conn.connector.config.now()
 	return setback{}
+}
+
+// hear lets the application hear notices again.
+func (r *replay) hear() {
+	for _, restore := range r.restore {
+		restore()
+	}
 }
 
 // unreached judges an error of a connection that could not be made.

@@ -219,6 +219,9 @@ func (r *rows) failed(err error, at site) (again bool, _ error) {
 		return t.cursorFailed(r, err, at)
 	}
 	r.ended = true
+	if r.tx != 0 && r.tx == t.number && t.state == txEndedRaw && !t.keepsErrors() {
+		err = t.lostAfterEnd(r.text, err)
+	}
 	return false, err
 }
 

@@ -84,7 +84,7 @@ func (s *stmt) itself() *stmt { return s }
 
 // Close closes the statement. Like any call it may be the one that meets an error.
 func (s *stmt) Close() error {
-	if s.generation != s.conn.generation {
+	if s.generation != s.conn.generation || s.conn.hungUp {
 		s.closed = true // together with the session that knew it
 		return nil
 	}

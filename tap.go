@@ -144,6 +144,24 @@ func (t *tap) unsent(since mark) bool {
 	return since.silent
 }
 
+// txStatus returns what the server said last of the session's transaction: 'I' for none,
+// 'T' for one, 'E' for one that has failed; 0 if the inner driver does not tell.
+func (t *tap) txStatus() byte {
+	switch {
+	case t.libPQ:
+		if status := reflect.ValueOf(t.Conn).Elem().FieldByName("txnStatus"); status.IsValid() && status.CanUint() {
+			return byte(status.Uint()) //nolint:gosec // it is one
+		}
+	case t.pgx:
+		if conn := pgConn(t.Conn); conn.IsValid() {
+			if status := called(conn.MethodByName("TxStatus")); status.IsValid() && status.CanUint() {
+				return byte(status.Uint()) //nolint:gosec // it is one
+			}
+		}
+	}
+	return 0
+}
+
 // pulse looks whether the server has hung up, or has something to say.
 func (t *tap) pulse() pulse {
 	switch {

@@ -41,7 +41,10 @@ type tx struct {
 	statements int     // of the current attempt
 
 	started  time.Time
+	asked    time.Time // the current attempt's BEGIN
+	answered time.Time
 	identity identity // by which its COMMIT can be found again
+	rawDoubt bool     // a text with a COMMIT in it has failed
 
 	// What its statements have done, as far as their texts show.
 	wrote        bool // something but proven reads
@@ -90,6 +93,7 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 		savepoints: savepoints{stack: t.savepoints.stack[:0]}, cancels: t.cancels[:0], stops: t.stops[:0],
 		started: config.now(),
 	}
+	t.asked = t.started
 	a := attemptFrom(ctx)
 	if a != nil {
 		a.meets(c.connector)
@@ -131,6 +135,7 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 		return nil, err
 	}
 	t.inner, t.state = inner, txActive
+	t.answered = config.now()
 	if a != nil {
 		t.attempt, t.main = a, a.txBegan()
 	}
@@ -189,6 +194,7 @@ func (t *tx) controlled(text string) {
 
 // committedPerhaps notes a text that failed with a COMMIT in it.
 func (t *tx) committedPerhaps(err error) {
+	t.rawDoubt = true
 	if t.attempt != nil {
 		t.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
 	}
@@ -213,6 +219,7 @@ func (t *tx) failed(err error) {
 		if !t.keepsErrors() {
 			t.losesConnection()
 			err = t.lost(err)
+			class = Classify(err, PhaseStatement)
 		}
 	case sqlState(err) != "":
 		t.state = txAborted
@@ -254,6 +261,7 @@ func (t *tx) Commit() error {
 		if t.state == txLost && !t.keepsErrors() {
 			// Nothing more is sent, so that it is certain that COMMIT was not.
 			v := t.first
+			t.endLost()
 			t.end(outcomeRolledBack, v)
 			return v.err
 		}
@@ -273,8 +281,12 @@ func (t *tx) Commit() error {
 		}
 		v := verdict{class: Classify(err, PhaseCommit), err: err}
 		switch {
+		case t.state == txEndedRaw && !t.keepsErrors() && Classify(err, PhaseStatement) == ClassConnectionLost:
+			t.conn.noteLost(t.began, lostStatement)
+			err = &ConnectionLostError{Cause: err, RolledBack: t.rawOutcome == outcomeRolledBack}
+			v = verdict{class: ClassPermanent, err: err} // there was nothing left to commit
 		case t.state == txEndedRaw:
-			v.class = ClassPermanent // there was nothing left to commit
+			v.class = ClassPermanent // the same
 		case v.class == ClassAborted && t.first.err != nil:
 			v = t.first
 		case v.class == ClassUnknownOutcome && t.state == txAborted && !t.keepsErrors():
@@ -336,20 +348,14 @@ func (t *tx) commit() error {
 	if socket == nil || t.began.Done() == nil || t.keepsErrors() {
 		return t.inner.Commit()
 	}
-	done := make(chan struct{})
-	stop := context.AfterFunc(t.began, func() {
-		defer close(done)
-		// If there is no socket any more, the answer does not come either.
-		_ = socket.SetReadDeadline(time.Now().Add(commitGrace))
-	})
-	err := t.inner.Commit()
-	if !stop() {
-		<-done
-		if resetErr := socket.SetReadDeadline(time.Time{}); resetErr != nil {
+	var err error
+	if t.began.Err() == nil {
+		if socketErr := socket.during(t.began, commitGrace, func() error { err = t.inner.Commit(); return nil }); socketErr != nil {
 			t.conn.broken = true
 		}
+		return err
 	}
-	return err
+	return t.inner.Commit()
 }
 
 // afterCommit returns what COMMIT says of a transaction that had a conflict before,
@@ -390,7 +396,8 @@ func (i innerTx) Commit() error {
 	}
 	if class == ClassUnknownOutcome && !i.outer.keepsErrors() {
 		i.outer.conn.noteLost(i.outer.began, lostCommit)
-		return i.outer.conn.commitUnknown(err)
+		i.outer.state, i.outer.first = txLost, verdict{class: class, err: i.outer.conn.commitUnknown(err)}
+		return i.outer.first.err
 	}
 	return err
 }
@@ -436,7 +443,6 @@ func (t *tx) end(o outcome, v verdict) {
 		o = t.rawOutcome
 	}
 	t.finish(o, v, "")
-	t.conn.stateful = t.conn.stateful || t.leavesState
 	t.forget()
 }
 
@@ -469,6 +475,8 @@ func (t *tx) finish(o outcome, v verdict, refusal RefusalReason) {
 // forget lets go of what an idle connection should not keep: spans, contexts, the
 // journal.
 func (t *tx) forget() {
+	t.conn.stateful = t.conn.stateful || t.leavesState
+	t.leavesState = false
 	for _, cancel := range t.cancels {
 		cancel(nil)
 	}

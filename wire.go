@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"reflect"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -73,6 +74,26 @@ func changesNothing(b []byte) bool {
 	return true
 }
 
+// during makes a call that lib/pq would not end when the context does: then, and after a
+// grace, the socket stops it.
+func (w *wire) during(ctx context.Context, grace time.Duration, call func() error) error {
+	if w == nil || ctx.Done() == nil {
+		return call()
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		// If there is no socket any more, the answer does not come either.
+		_ = w.SetDeadline(time.Now().Add(grace))
+	})
+	err := call()
+	if stop() {
+		return err
+	}
+	<-ended
+	return either(err, w.SetDeadline(time.Time{}))
+}
+
 // pulse is what a look at a socket tells.
 type pulse uint8
 
@@ -113,13 +134,42 @@ func (d wireDialer) DialContext(ctx context.Context, network, address string) (n
 	if err != nil {
 		return nil, err
 	}
-	asked, ok := ctx.Value(wireKey{}).(**wire)
+	asked, ok := ctx.Value(wireKey{}).(*dialing)
 	if !ok {
 		return inner, nil
 	}
 	w := newWire(inner)
-	*asked = w // of several hosts the last one is it
+	asked.dialed(w)
 	return w, nil
+}
+
+// dialing is a connection that is being made. lib/pq does not end it when the context
+// does.
+type dialing struct {
+	mu    sync.Mutex
+	wire  *wire // of several hosts the last one
+	ended bool
+}
+
+func (d *dialing) dialed(w *wire) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wire = w
+	d.stopIfEnded()
+}
+
+// end stops what is under way.
+func (d *dialing) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = true
+	d.stopIfEnded()
+}
+
+func (d *dialing) stopIfEnded() {
+	if d.ended && d.wire != nil {
+		_ = d.wire.Close() // so that lib/pq cannot give it another deadline
+	}
 }
 
 // dialsWithWire returns a copy of a lib/pq connector that dials with a wireDialer, or

@@ -154,12 +154,25 @@ func TestAWireCountsWhatMayHaveChangedSomething(t *testing.T) {
 		acts bool
 	}{
 		{"", false},
-		{parse, false}, {describe, false}, {closes, false}, {flush, false}, {sync, false},
+		{parse, false},
+		{describe, false},
+		{closes, false},
+		{flush, false},
+		{sync, false},
 		{parse + describe + sync, false},
-		{query, true}, {bind, true}, {parse + bind + sync, true}, {parse + sync + query, true},
-		{"P", true}, {"P\x00\x00\x00", true}, {parse[:8], true}, {parse + "S\x00\x00", true},
-		{"P\x00\x00\x00\x03", true}, {"P\xff\xff\xff\xff", true}, {"S\x00\x00\x00\x00", true},
-		{tls, true}, {"\x00\x00\x00\x08\x04\xd2\x16\x2f", true},
+		{query, true},
+		{bind, true},
+		{parse + bind + sync, true},
+		{parse + sync + query, true},
+		{"P", true},
+		{"P\x00\x00\x00", true},
+		{parse[:8], true},
+		{parse + "S\x00\x00", true},
+		{"P\x00\x00\x00\x03", true},
+		{"P\xff\xff\xff\xff", true},
+		{"S\x00\x00\x00\x00", true},
+		{tls, true},
+		{"\x00\x00\x00\x08\x04\xd2\x16\x2f", true},
 	} {
 		if got := !changesNothing([]byte(c.what)); got != c.acts {
 			t.Errorf("%q may have changed something: %t", c.what, got)
@@ -255,10 +268,10 @@ func TestAGivenConnectorIsNotChanged(t *testing.T) {
 func TestTheDialerLeavesTheSocketWithWhoeverAsked(t *testing.T) {
 	e := listenAlone(t)
 	address := e.listener.Addr().String()
-	var asked *wire
+	var asked dialing
 	c, err := wireDialer{}.DialContext(context.WithValue(t.Context(), wireKey{}, &asked), "tcp", address)
-	if err != nil || asked == nil || c != net.Conn(asked) {
-		t.Errorf("dialled %v and left %v, %v", c, asked, err)
+	if err != nil || asked.wire == nil || c != net.Conn(asked.wire) {
+		t.Errorf("dialled %v and left %v, %v", c, asked.wire, err)
 	}
 	// Cancel requests go over sockets of their own.
 	for _, dial := range []func() (net.Conn, error){

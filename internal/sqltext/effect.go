@@ -57,6 +57,9 @@ func (a *analysis) unknownEffects() {
 // finishEffects weighs the text as a whole.
 func (a *analysis) finishEffects() {
 	i := &a.info
+	if i.DataModifying && strings.Contains(strings.ToLower(a.lexer.text), "pg_settings") {
+		i.stateByCommand = true // UPDATE pg_settings is SET
+	}
 	i.stateByCommand = i.stateByCommand || i.Suspicious || i.WithHold || i.Temporary || i.Keywords.Intersects(stateCommands)
 	i.SessionState = i.stateByCommand || len(i.stateFunctions) > 0
 	i.HiddenEffect = i.HiddenEffect || i.Suspicious || i.Keywords.Intersects(hiddenCommands)
