@@ -34,6 +34,7 @@ type demo struct {
 	duration        time.Duration
 	dsn             string
 	json            bool
+	faults          bool
 	seed            uint64
 	deadlockTimeout time.Duration
 	// deadlockTimeoutGiven is whether the user asked for that deadlock_timeout.
@@ -48,11 +49,15 @@ func newDemoCommand() *cobra.Command {
 		Long:  demoHelp(),
 		Example: `  pgretry demo
   pgretry demo --workload crossing,upserts --workers 16 --duration 10s
-  pgretry demo --dsn postgres://me@localhost/test --json > result.json`,
+  pgretry demo --dsn postgres://me@localhost/test --json > result.json
+  pgretry demo --faults`,
 		Args: noArguments,
 		RunE: func(command *cobra.Command, _ []string) error {
 			if command.Flags().Changed("dsn") && strings.TrimSpace(d.dsn) == "" {
 				return usageError{fmt.Errorf(`invalid argument "" for "--dsn" flag: %w`, sandbox.ErrDSN)}
+			}
+			if d.faults {
+				return d.runFaults(command)
 			}
 			d.deadlockTimeoutGiven = command.Flags().Changed("deadlock-timeout")
 			return d.run(command)
@@ -66,6 +71,7 @@ func newDemoCommand() *cobra.Command {
 	flags.StringVar(&d.dsn, "dsn", "", "use the server at this connection `string`, in a schema that is dropped afterwards")
 	flags.Var(durationValue{&d.deadlockTimeout, time.Millisecond, time.Minute}, "deadlock-timeout", "PostgreSQL's deadlock_timeout for the demo's sessions; its own default is 1s")
 	flags.Var(seedValue{&d.seed}, "seed", "decides which rows each transaction touches")
+	flags.BoolVar(&d.faults, "faults", false, "break connections and the server instead, and compare what was told with what is there")
 	flags.BoolVar(&d.json, "json", false, "write the result to stdout as JSON")
 	return command
 }
@@ -94,11 +100,20 @@ Workloads:
 	for _, w := range workload.All(0) {
 		fmt.Fprintf(&help, "  %-14s  %s\n", w.Name(), w.About())
 	}
+	fmt.Fprintf(&help, `
+With --faults it shows lost connections instead, with lib/pq and with pgretry: writes outside
+transactions whose connection is cut; COMMITs whose answer does not come; and a bank that transfers
+money while connections are cut, backends terminated and the server restarted and killed. Three
+tables compare what the application was told with what is in the database. It takes about 45 seconds,
+of which --duration is the bank's on each side (%v, with %d workers), and always uses throwaway
+servers.
+`, faultDuration, faultWorkers)
 	help.WriteString(`
 Exit status: 0 if pgretry kept its promise, 1 if it did not or the demo could not be run, 2 for a
 wrong command line, 130 if interrupted. It is promised that RunInTx loses no transaction, that no
-invariant is violated on either of pgretry's sides, and that both get something done. Errors of the
-other two sides are what is being shown.`)
+invariant is violated on either of pgretry's sides, and that both get something done; with --faults,
+that pgretry applies nothing twice and that what it tells is true. Errors of the other sides are what
+is being shown.`)
 	return help.String()
 }
 
@@ -174,28 +189,45 @@ func (d *demo) open(ctx context.Context, progress *report.Progress) (_ *sandbox.
 		return box, func() error { return closeSandbox(ctx, box) }, nil
 	}
 
-	if err := progress.Say("starting a throwaway PostgreSQL server"); err != nil {
-		return nil, nil, err
-	}
-	fetcher, err := newFetcher()
+	server, stop, err := startServer(ctx, progress)
 	if err != nil {
 		return nil, nil, err
 	}
-	server, err := pgserver.Start(ctx, pgserver.WithFetch(func(ctx context.Context) (string, error) {
-		if err := progress.Say("no PostgreSQL on this machine: fetching version %s", fetch.Version); err != nil {
-			return "", err
-		}
-		return fetcher.Fetch(ctx)
-	}))
-	if err != nil {
-		return nil, nil, errors.Join(err, fetcher.Close())
-	}
-	stop := func() error { return errors.Join(server.Stop(), fetcher.Close()) }
 	box, err := sandbox.Open(ctx, server.DSN(), settings)
 	if err != nil {
 		return nil, nil, errors.Join(err, stop())
 	}
 	return box, func() error { return errors.Join(box.Abandon(), stop()) }, nil
+}
+
+// startServer starts a throwaway server and returns what ends it.
+func startServer(ctx context.Context, progress *report.Progress) (_ *pgserver.Server, stop func() error, err error) {
+	fetching, closeFetcher, err := fetchOption(progress)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := progress.Say("starting a throwaway PostgreSQL server"); err != nil {
+		return nil, nil, errors.Join(err, closeFetcher())
+	}
+	server, err := pgserver.Start(ctx, fetching)
+	if err != nil {
+		return nil, nil, errors.Join(err, closeFetcher())
+	}
+	return server, func() error { return errors.Join(server.Stop(), closeFetcher()) }, nil
+}
+
+// fetchOption fetches PostgreSQL for servers where it is not installed.
+func fetchOption(progress *report.Progress) (_ pgserver.Option, end func() error, err error) {
+	fetcher, err := newFetcher()
+	if err != nil {
+		return nil, nil, err
+	}
+	return pgserver.WithFetch(func(ctx context.Context) (string, error) {
+		if err := progress.Say("no PostgreSQL on this machine: fetching version %s", fetch.Version); err != nil {
+			return "", err
+		}
+		return fetcher.Fetch(ctx)
+	}), fetcher.Close, nil
 }
 
 // dsnSource says where the connection string comes from, without showing it.

@@ -4,7 +4,8 @@
 //
 // runs transactions that deadlock or fail to serialize, first with lib/pq, then with the same code
 // and only the driver's name changed, then with pgretry.RunInTx, and prints what the application
-// saw. "pgretry demo --help" lists the flags.
+// saw. With --faults it breaks connections and servers instead, and compares what the application was
+// told with what is in the database. "pgretry demo --help" lists the flags.
 //
 // It exits with 0 if pgretry kept its promise, 1 if it did not or the demo could not be run, 2 if
 // the command line is wrong, and 130 if it was interrupted.

@@ -92,6 +92,18 @@ func TestUsage(t *testing.T) {
 			`pgretry: invalid argument "" for "--dsn" flag: not a connection string that lib/pq understands: want a URL such as postgres://user@host/database, or host=… user=… dbname=…` + see,
 		},
 		{
+			"a connection string for what kills servers",
+			[]string{"demo", "--faults", "--dsn", "postgres://me@localhost/test"},
+			2, "",
+			`pgretry: --dsn cannot be used with --faults` + see,
+		},
+		{
+			"workloads with faults",
+			[]string{"demo", "--workload", "crossing", "--faults"},
+			2, "",
+			`pgretry: --workload cannot be used with --faults` + see,
+		},
+		{
 			"connection string, which is not shown",
 			[]string{"demo", "--dsn", "postgres://me:secret@host:port"},
 			2, "",

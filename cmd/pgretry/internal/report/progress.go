@@ -24,10 +24,11 @@ type Progress struct {
 // stepsPerRun is how finely the bar moves.
 const stepsPerRun = 100
 
-// NewProgress returns the progress of a demo of so many runs, written to out.
+// NewProgress returns the progress of a demo of so many runs, written to out. Without runs there is
+// no bar.
 func NewProgress(out io.Writer, runs int) *Progress {
 	p := &Progress{out: out, runs: runs}
-	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+	if file, ok := out.(*os.File); ok && runs > 0 && term.IsTerminal(int(file.Fd())) {
 		p.bar = progressbar.NewOptions(runs*stepsPerRun,
 			progressbar.OptionSetWriter(out),
 			progressbar.OptionSetWidth(24),
