@@ -35,12 +35,13 @@ type conn struct {
 	otherDefault bool // transactions that do not ask for a level are not under READ COMMITTED
 	holdsCursor  bool // there may be a cursor that outlives its transaction
 
-	origin     origin
-	generation int       // counts the sessions before this one
-	gone       bool      // the session is lost
-	hungUp     bool      // and closed
-	stateful   bool      // the session may hold what another one would lack
-	idleSince  time.Time // when it went back to the pool, as far as is known
+	origin      origin
+	originAsked bool
+	generation  int       // counts the sessions before this one
+	gone        bool      // the session is lost
+	hungUp      bool      // and closed
+	stateful    bool      // the session may hold what another one would lack
+	idleSince   time.Time // when it went back to the pool, as far as is known
 }
 
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {

@@ -204,6 +204,10 @@ func Open(dsn string, options ...Option) (*sql.DB, error) {
 	return sql.OpenDB(connector), nil
 }
 
+// connectTries is how many connections that are dead already are taken from a pool of
+// the inner connector's.
+const connectTries = 20
+
 // Connect opens a connection. The error is the inner connector's.
 func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 	a := attemptFrom(ctx)
@@ -211,13 +215,15 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 		a.meets(c)
 	}
 	s, t, err := c.connect(ctx)
+	for tries := 1; err == nil && tries < connectTries && t.pulse() == pulseDead; tries++ {
+		// It comes from a pool of the inner connector's, and has died there.
+		c.stats.lost(lostIdle)
+		c.telemetry.connectionLost(ctx, lostIdle)
+		_ = s.Close()
+		s, t, err = c.connect(ctx)
+	}
 	if err == nil {
-		outer := newConn(c, s, t)
-		own := outer.(interface{ itself() *conn }).itself()
-		if err = own.learnOrigin(ctx); err == nil {
-			return outer, nil
-		}
-		own.hangUp()
+		return newConn(c, s, t), nil
 	}
 	if a != nil {
 		a.noteFailure(Classify(err, PhaseConnect), err)

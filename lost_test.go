@@ -393,7 +393,7 @@ func TestAClosureIsNotRunAgainAfterAWriteThatMayHaveTakenEffect(t *testing.T) {
 }
 
 func TestAClosureIsNotRunAgainAfterAWriteWhoseOwnContextEnded(t *testing.T) {
-	for _, cause := range []error{context.Canceled, io.EOF, errConnReset, terminated} {
+	for _, cause := range []error{driver.ErrBadConn, context.Canceled, io.EOF, errConnReset, terminated} {
 		t.Run(cause.Error(), func(t *testing.T) {
 			f := newFixture(t)
 			f.Fail(drivertest.AnyExec, serverErr("40001")).Matching("UPDATE account").Times(1)

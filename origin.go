@@ -60,10 +60,13 @@ func parseOrigin(answer string) origin {
 	return origin{history: fields[0], pid: fields[1], started: fields[2]}
 }
 
-// learnOrigin asks a new session where it came from. An error means that the session is
-// not usable.
+// learnOrigin asks a session where it came from, before its first transaction. An error
+// means that the session is not usable.
 func (c *conn) learnOrigin(ctx context.Context) error {
-	c.origin = origin{}
+	if c.originAsked {
+		return nil
+	}
+	c.originAsked, c.origin = true, origin{}
 	config := c.connector.config
 	if config.mode == ModeOff || config.commitOutcome == CommitReport || c.connector.noOutcome.Load() {
 		return nil

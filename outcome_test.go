@@ -187,7 +187,11 @@ func (f *fixture) onConn(look func(*conn)) {
 		f.t.Fatal(err)
 	}
 	err = c.Raw(func(dc any) error {
-		look(dc.(interface{ itself() *conn }).itself())
+		own := dc.(interface{ itself() *conn }).itself()
+		if err := own.learnOrigin(f.t.Context()); err != nil {
+			return err
+		}
+		look(own)
 		return nil
 	})
 	if err := errors.Join(err, c.Close()); err != nil {
@@ -389,7 +393,7 @@ func TestTheIDIsAskedForAsTheOptionsSay(t *testing.T) {
 			}
 			r := f.keeps(changes)
 			f.now = time.Unix(1000, 0)
-			if err := f.db.PingContext(t.Context()); err != nil {
+			if err := inTx(t.Context(), f.db, func(context.Context, *sql.Tx) error { return nil }); err != nil {
 				t.Fatal(err)
 			}
 			f.connector.config.commitOutcome = c.outcome
@@ -441,9 +445,9 @@ func TestASessionThatIsLostAtItsFirstQuestionIsNotUsed(t *testing.T) {
 	f := newFixture(t, WithCommitOutcome(CommitResolve))
 	r := f.keeps(nil)
 	r.errs[asksOrigin] = driver.ErrBadConn
-	err := f.db.PingContext(t.Context())
+	_, err := f.db.BeginTx(t.Context(), nil)
 	if !errors.Is(err, driver.ErrBadConn) || f.OpenConns() != 0 {
-		t.Errorf("Ping gives %v, %d connections are open", err, f.OpenConns())
+		t.Errorf("BEGIN gives %v, %d connections are open", err, f.OpenConns())
 	}
 }
 

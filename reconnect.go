@@ -49,7 +49,7 @@ func (c *conn) reconnect(ctx context.Context) error {
 	}
 	c.session, c.tap = s, t
 	c.generation++
-	c.gone, c.hungUp, c.broken = false, false, false
+	c.gone, c.hungUp, c.broken, c.originAsked = false, false, false, false
 	c.stateful, c.holdsCursor, c.rawOpen = false, false, false
 	if err := c.learnOrigin(ctx); err != nil {
 		c.gone, c.broken = true, true

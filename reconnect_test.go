@@ -526,6 +526,54 @@ func TestACommitOfWhichSomethingWasSentIsNotReplayed(t *testing.T) {
 	}
 }
 
+func TestReconnectingEndsWithTheContext(t *testing.T) {
+	for _, whose := range []string{"the statement's", "BEGIN's"} {
+		for _, where := range []string{"waiting", "connecting"} {
+			t.Run(whose+"/"+where, func(t *testing.T) {
+				f := loses(t, 1)
+				reason := errors.New("enough")
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				begin, statement := ctx, t.Context()
+				if whose == "the statement's" {
+					begin, statement = statement, begin
+				}
+				if where == "waiting" {
+					f.connector.config.wait = func(ctx context.Context, _ time.Duration) error {
+						cancel(reason)
+						<-ctx.Done() // it ends with either
+						return contextError(ctx)
+					}
+				} else {
+					f.On(drivertest.Connect).After(1).Do(func(inv *drivertest.Invocation) error {
+						cancel(reason)
+						<-inv.Context.Done() // it ends with either
+						return inv.Context.Err()
+					})
+				}
+				tx, err := f.db.BeginTx(begin, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = tx.ExecContext(statement, "UPDATE second")
+				var lost *ConnectionLostError
+				if !errors.Is(err, context.Canceled) || !errors.Is(err, reason) || !errors.Is(err, ErrExhausted) || !errors.As(err, &lost) || !lost.RolledBack {
+					t.Errorf("the call gives %v", err)
+				}
+				if errors.Is(err, driver.ErrBadConn) {
+					t.Errorf("%v matches driver.ErrBadConn", err)
+				}
+				if whose == "the statement's" {
+					if err := tx.Commit(); !errors.Is(err, ErrExhausted) || !errors.As(err, &lost) {
+						t.Errorf("COMMIT gives %v", err)
+					}
+				}
+				_ = tx.Rollback()
+			})
+		}
+	}
+}
+
 func TestTheLossOfAConnectionIsTold(t *testing.T) {
 	o := newObservatory(t)
 	var told []Event

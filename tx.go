@@ -119,8 +119,12 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 	}
 	beginContext := t.statementContext(ctx)
 
-	c.endOrphans(beginContext)
-	inner, err := c.session.BeginTx(beginContext, opts)
+	var inner driver.Tx
+	err := c.learnOrigin(beginContext)
+	if err == nil {
+		c.endOrphans(beginContext)
+		inner, err = c.session.BeginTx(beginContext, opts)
+	}
 	if err != nil {
 		err = c.lostBefore(ctx, PhaseBegin, err)
 		class := Classify(err, PhaseBegin)

@@ -51,8 +51,8 @@ func (w *wire) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// changesNothing says whether what is sent is nothing but Parse, Describe, Close, Flush
-// and Sync: lib/pq prepares a statement with arguments first, waits for the answer, and
+// changesNothing says whether what is sent is nothing but Parse, Describe, Close, Flush,
+// Sync and Terminate: lib/pq prepares a statement with arguments first, waits for the answer, and
 // only then has it executed. Under TLS there is no telling; ciphertext begins with
 // another byte.
 func changesNothing(b []byte) bool {
@@ -61,7 +61,7 @@ func changesNothing(b []byte) bool {
 			return false
 		}
 		switch b[0] {
-		case 'P', 'D', 'C', 'H', 'S':
+		case 'P', 'D', 'C', 'H', 'S', 'X':
 		default:
 			return false
 		}
