@@ -75,11 +75,11 @@ func (c *conn) learnOrigin(ctx context.Context) error {
 		return nil // who knows what it leads to
 	}
 	began := config.now()
-	ctx, cancel := context.WithTimeout(ctx, originTimeout)
+	asking, cancel := context.WithTimeout(ctx, originTimeout)
 	defer cancel()
 	var answer string
-	err := c.tap.wire.during(ctx, 0, func() (err error) {
-		answer, err = c.ask(ctx, askOrigin)
+	err := c.tap.wire.during(asking, 0, func() (err error) {
+		answer, err = c.ask(asking, askOrigin)
 		return err
 	})
 	switch {
@@ -90,8 +90,12 @@ func (c *conn) learnOrigin(ctx context.Context) error {
 		return nil
 	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost:
 		return nil // this time
-	default:
+	case ctx.Err() != nil:
 		return err
+	case asking.Err() != nil:
+		return noAnswer(originTimeout, err)
+	default:
+		return reusable(err)
 	}
 	c.origin = parseOrigin(answer)
 	c.origin.direct = c.origin.pid != "" && c.tap.backendPID() == c.origin.pid
@@ -185,11 +189,12 @@ func (c *Connector) orphaned(o orphan) {
 }
 
 // endOrphans ends the processes of lost sessions, within a bound, before a transaction
-// begins. It is help, no condition: an error leaves them to themselves.
-func (c *conn) endOrphans(ctx context.Context) {
+// begins. It is help, no condition: the server's refusal leaves them to themselves. An
+// error means that the session is not usable.
+func (c *conn) endOrphans(ctx context.Context) (lost error) {
 	connector := c.connector
 	if connector.orphanCount.Load() == 0 {
-		return
+		return nil
 	}
 	connector.mu.Lock()
 	orphans := connector.orphans
@@ -203,12 +208,19 @@ func (c *conn) endOrphans(ctx context.Context) {
 	_ = c.tap.wire.during(ctx, 0, func() error {
 		left, err := c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+those(orphans, connector.config.now()))
 		for err == nil && left != "0" && connector.config.now().Before(deadline) {
-			if err = connector.config.wait(ctx, orphanPause); err == nil {
-				left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+those(orphans, connector.config.now()))
+			if connector.config.wait(ctx, orphanPause) != nil {
+				return nil
+			}
+			left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+those(orphans, connector.config.now()))
+		}
+		if err != nil && (sqlState(err) == "" || Classify(err, PhaseStatement) == ClassConnectionLost) {
+			if lost = reusable(err); ctx.Err() != nil {
+				lost = noAnswer(orphanTimeout, err)
 			}
 		}
-		return err
+		return nil
 	})
+	return lost
 }
 
 // those selects the processes. A pooler that passes the server's own keys on may have

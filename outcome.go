@@ -188,7 +188,7 @@ func (c *Connector) openSide(ctx context.Context) (*conn, error) {
 		if err == nil {
 			return side, nil
 		}
-		if class := Classify(err, PhaseConnect); class != ClassNotStarted && Classify(err, PhaseStatement) != ClassConnectionLost {
+		if Classify(err, PhaseConnect) != ClassNotStarted {
 			return nil, err
 		}
 		if c.config.wait(ctx, slowly.NextBackOff()) != nil {
@@ -198,7 +198,7 @@ func (c *Connector) openSide(ctx context.Context) (*conn, error) {
 }
 
 func (c *Connector) openSideOnce(ctx context.Context) (*conn, error) {
-	s, t, err := c.connect(ctx)
+	s, t, err := c.connectWithin(ctx, c.config.resolveTimeout/3) // so that there is another attempt
 	if err != nil {
 		return nil, err
 	}

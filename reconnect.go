@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // connect opens a session.
@@ -19,6 +20,27 @@ func (c *Connector) connect(ctx context.Context) (session, *tap, error) {
 	}
 	// Neither the tap nor otelsql returned this: nothing that we can work with.
 	return nil, nil, errors.Join(fmt.Errorf("pgretry: connect: unexpected connection of type %T", inner), inner.Close())
+}
+
+// reconnectTimeout bounds one attempt to make a connection: a server that is being
+// restarted may accept one and never answer.
+const reconnectTimeout = 10 * time.Second
+
+// connectWithin opens a session. That it took too long is no reason not to try again.
+func (c *Connector) connectWithin(ctx context.Context, limit time.Duration) (session, *tap, error) {
+	connecting, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	s, t, err := c.connect(connecting)
+	if err != nil && ctx.Err() == nil && connecting.Err() != nil {
+		err = noAnswer(limit, err)
+	}
+	return s, t, err
+}
+
+// noAnswer is what came of a limit of the driver's own. It must not look like the end of
+// a context of the application's.
+func noAnswer(limit time.Duration, err error) error {
+	return &reusableError{fmt.Errorf("pgretry: no answer within %s: %v", limit, err)} //nolint:errorlint // see above
 }
 
 // hangUp closes a session that is lost, so that the server may notice, and nothing is
@@ -43,7 +65,7 @@ func (t *tx) endLost() {
 // statements follow when they are used.
 func (c *conn) reconnect(ctx context.Context) error {
 	c.hangUp()
-	s, t, err := c.connector.connect(ctx)
+	s, t, err := c.connector.connectWithin(ctx, reconnectTimeout)
 	if err != nil {
 		return err
 	}

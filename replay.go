@@ -314,7 +314,9 @@ func (r *replay) beginAgain(v verdict) setback {
 		}
 		r.restore = append(r.restore, t.conn.tap.silenceNotices(t.copying()))
 	}
-	t.conn.endOrphans(ctx)
+	if err := t.conn.endOrphans(ctx); err != nil {
+		return r.unexpected(err)
+	}
 	t.asked = t.conn.connector.config.now()
 	inner, err := t.conn.session.BeginTx(ctx, t.opts)
 	if err != nil {
@@ -345,13 +347,10 @@ func (r *replay) hear() {
 // unreached judges an error of a connection that could not be made.
 func (r *replay) unreached(err error) setback {
 	class := Classify(err, PhaseConnect)
-	if lost := Classify(err, PhaseStatement); lost == ClassConnectionLost {
-		class = lost
-	}
 	switch {
 	case r.cause() != nil:
 		return setback{kind: interrupted}
-	case class == ClassNotStarted, class == ClassConnectionLost:
+	case class == ClassNotStarted:
 		return setback{kind: conflicted, verdict: verdict{class: class, err: r.t.lost(err)}}
 	}
 	return setback{kind: broken, what: "no new connection could be made"}

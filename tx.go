@@ -122,7 +122,9 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 	var inner driver.Tx
 	err := c.learnOrigin(beginContext)
 	if err == nil {
-		c.endOrphans(beginContext)
+		err = c.endOrphans(beginContext)
+	}
+	if err == nil {
 		inner, err = c.session.BeginTx(beginContext, opts)
 	}
 	if err != nil {
