@@ -48,10 +48,23 @@ func TestDatabaseSQLSeesPgx(t *testing.T) {
 				Raw: func(t *testing.T) *sql.DB {
 					return closedAtLast(t, sql.OpenDB(stdlib.GetConnector(pgxConfig(t, dsn))))
 				},
-				Wrapped: func(t *testing.T) *sql.DB { return closedAtLast(t, openPgx(t, dsn, options...)) },
-			})
+				Wrapped: func(t *testing.T) *sql.DB {
+					// The driver's own question would be among pgx's prepared statements.
+					return closedAtLast(t, openPgx(t, dsn, append([]pgretry.Option{pgretry.WithCommitOutcome(pgretry.CommitReport)}, options...)...))
+				},
+			}, lostScenarios...)
 		})
 	}
+}
+
+// In these scenarios connections are lost, or COMMIT is cut off: database/sql must not see
+// what pgx shows there.
+var lostScenarios = []parity.Exception{
+	{Scenario: "cancelled during next", Reason: "a lost connection is told as one"},
+	{Scenario: "cancelled during a prepared statement", Reason: "a lost connection is told as one"},
+	{Scenario: "cancelled during a statement of a transaction", Reason: "a lost connection is told as one"},
+	{Scenario: "lost connection in a transaction", Reason: "a lost connection is told as one, after a replay"},
+	{Scenario: "cancelled during commit", Reason: "an unknown outcome is told as one"},
 }
 
 // closedAtLast closes a database when the test ends. The suite does so as well,
