@@ -51,7 +51,7 @@ func TestAHopelessReconnectEndsTheQuestionForTheFate(t *testing.T) {
 	f := newFixture(t, WithCommitOutcome(CommitResolve), WithResolveTimeout(100*time.Millisecond))
 	f.keeps(nil)
 	f.Fail(drivertest.Connect, &drivertest.Error{Severity: "FATAL", Code: "28P01", Message: "password authentication failed"}).After(1)
-	f.losesCommits(1)
+	f.losesACommit()
 	err := inTx(t.Context(), f.db, writes)
 	var unknown *CommitUnknownError
 	if !errors.As(err, &unknown) || len(f.waits) != 0 {

@@ -173,8 +173,8 @@ func (l *loneStatement) failed(err error) {
 		if mayHaveCommitted(l.info, err) {
 			block.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
 		}
-		if class == ClassConnectionLost {
-			block.abandon()
+		if class == ClassConnectionLost || l.conn.block() == outsideBlock || l.info.EndsTx && l.info.Statements == 1 && sqlState(err) != "" {
+			block.abandon() // a COMMIT that fails ends it too
 		}
 		return
 	}

@@ -24,8 +24,8 @@ var terminated = &drivertest.Error{Severity: "FATAL", Code: "57P01", Message: "t
 var errConnReset = &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)}
 
 // losesLone breaks the connection in the call of the next such statement.
-func (f *fixture) losesLone(calls drivertest.Call, text string, err error) *drivertest.Rule {
-	return f.Fail(calls, err).Matching(text).Drops().Times(1)
+func (f *fixture) losesLone(calls drivertest.Call, text string, err error) {
+	f.Fail(calls, err).Matching(text).Drops().Times(1)
 }
 
 // reached counts how often a statement reached the server.
@@ -579,7 +579,7 @@ func TestAConnectionThatTheServerClosedIsNoticedBeforeItIsUsed(t *testing.T) {
 	for name, ends := range map[string]func(*farEnd){
 		"closed":             (*farEnd).close,
 		"reset":              (*farEnd).reset,
-		"closed on our side": func(e *farEnd) { _ = e.near.Conn.Close() },
+		"closed on our side": func(e *farEnd) { _ = e.near.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newObservatory(t)

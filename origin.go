@@ -30,7 +30,8 @@ type origin struct {
 // attempt needs.
 type orphan struct {
 	origin
-	asked, answered time.Time // BEGIN
+	asked    time.Time // BEGIN
+	answered time.Time // the last statement
 }
 
 // originExpression is the origin as text, NULL if something is missing.
@@ -91,7 +92,8 @@ func (c *conn) learnOrigin(ctx context.Context) error {
 	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost:
 		return nil // this time
 	case ctx.Err() != nil:
-		return err
+		c.broken = true // an answer may still be on its way
+		return ctx.Err()
 	case asking.Err() != nil:
 		return noAnswer(originTimeout, err)
 	default:
@@ -206,12 +208,16 @@ func (c *conn) endOrphans(ctx context.Context) (lost error) {
 	defer cancel()
 	deadline := connector.config.now().Add(orphanTimeout)
 	_ = c.tap.wire.during(ctx, 0, func() error {
-		left, err := c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+those(orphans, connector.config.now()))
+		clock, err := c.ask(ctx, "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::text")
+		then, left := those(orphans, clock, connector.config.now()), ""
+		if err == nil {
+			left, err = c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+then)
+		}
 		for err == nil && left != "0" && connector.config.now().Before(deadline) {
 			if connector.config.wait(ctx, orphanPause) != nil {
-				return nil
+				return nil //nolint:nilerr // time is up, the session is well
 			}
-			left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+those(orphans, connector.config.now()))
+			left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+then)
 		}
 		if err != nil && (sqlState(err) == "" || Classify(err, PhaseStatement) == ClassConnectionLost) {
 			if lost = reusable(err); ctx.Err() != nil {
@@ -224,14 +230,15 @@ func (c *conn) endOrphans(ctx context.Context) (lost error) {
 }
 
 // those selects the processes. A pooler that passes the server's own keys on may have
-// given one to somebody else by now, so it has to be in a transaction that began when
-// ours did: while the process was ours for certain.
-func those(orphans []orphan, now time.Time) string {
+// given one to somebody else by now, so it has to be in a transaction that began after we
+// asked for ours and before the last answer that we had in it: while the process was ours
+// for certain. clock is the server's, in seconds since 1970, at some time before now.
+func those(orphans []orphan, clock string, now time.Time) string {
 	where := make([]string, 0, len(orphans))
 	for _, o := range orphans {
-		where = append(where, fmt.Sprintf(`pid = %s AND extract(epoch FROM backend_start)::text = '%s'
-			AND pg_catalog.clock_timestamp() - xact_start BETWEEN %f * interval '1 s' AND %f * interval '1 s'`,
-			o.pid, o.started, now.Sub(o.answered).Seconds(), (now.Sub(o.asked)+orphanTimeout).Seconds()))
+		where = append(where, fmt.Sprintf("pid = %s AND extract(epoch FROM backend_start)::text = '%s'"+
+			" AND extract(epoch FROM xact_start)::numeric BETWEEN '%s'::numeric - %f AND '%s'::numeric - %f",
+			o.pid, o.started, clock, (now.Sub(o.asked)+orphanTimeout).Seconds(), clock, now.Sub(o.answered).Seconds()))
 	}
 	return "FROM pg_catalog.pg_stat_get_activity(NULL) WHERE (" + strings.Join(where, ") OR (") + ")"
 }

@@ -205,8 +205,9 @@ func (c *Connector) openSideOnce(ctx context.Context) (*conn, error) {
 	side := &conn{session: s, tap: t, connector: c}
 	err = side.learnOrigin(ctx)
 	if deadline, ok := ctx.Deadline(); err == nil && ok && t.wire != nil {
-		// lib/pq would wait for an answer longer than the context lasts.
-		err = t.wire.SetDeadline(deadline)
+		// lib/pq would wait for an answer longer than the context lasts. At the end of that
+		// it asks the server to cancel, which takes a moment.
+		err = t.wire.SetDeadline(deadline.Add(commitGrace))
 	}
 	if err != nil {
 		side.hangUp()
@@ -303,11 +304,14 @@ func (c *conn) isReplicated(ctx context.Context) (bool, error) {
 	if err != nil || names == "" {
 		return err == nil, err
 	}
-	_, err = c.ask(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, 'pgretry', '')::text")
-	if ctx.Err() != nil {
-		return false, nil // the end of the context ends this wait too
+	// The transaction may have asked for more than the default.
+	_, err = c.ask(ctx, `SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
+		WHERE pg_catalog.current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')`)
+	if err == nil {
+		_, err = c.ask(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, 'pgretry', '')::text")
 	}
-	return err == nil, err
+	// The end of the context ends this wait too, and then there is no error.
+	return err == nil && ctx.Err() == nil, nil
 }
 
 // hurried looks at a COMMIT that succeeded after BEGIN's context had ended. lib/pq asks the

@@ -161,9 +161,9 @@ func (r *records) last(q question) string {
 // begins counts the transactions that were begun at the server.
 func (f *fixture) begins() int { return len(f.Log(drivertest.Begin)) }
 
-// losesCommits makes COMMIT end without an answer, so many times.
-func (f *fixture) losesCommits(times int) {
-	f.Fail(drivertest.Commit, driver.ErrBadConn).Drops().Times(times)
+// losesACommit makes the next COMMIT end without an answer.
+func (f *fixture) losesACommit() {
+	f.Fail(drivertest.Commit, driver.ErrBadConn).Drops().Times(1)
 }
 
 // writes is a transaction that writes.
@@ -282,7 +282,7 @@ func TestTheFateOfACommitWithoutAnAnswerIsTheServersToTell(t *testing.T) {
 		},
 		{
 			name: "it does not answer: replicated", records: map[question][]string{asksStandbys: {"standby"}},
-			errs: map[question]error{asksReplicated: driver.ErrBadConn}, want: "did not answer",
+			errs: map[question]error{asksReplicated: driver.ErrBadConn}, want: "perhaps not on the synchronous standby",
 		},
 		{name: "nothing was asked for", options: []Option{WithCommitOutcome(CommitReport)}, want: "was not asked for"},
 	} {
@@ -299,7 +299,7 @@ func TestTheFateOfACommitWithoutAnAnswerIsTheServersToTell(t *testing.T) {
 			if c.direct {
 				f.isDirect()
 			}
-			f.losesCommits(1)
+			f.losesACommit()
 			err := inTx(t.Context(), f.db, writes)
 			begins, s := 1, f.stats()
 			var unknown *CommitUnknownError
@@ -334,7 +334,7 @@ func TestWhatHasNoIDAndHiddenEffectsIsUnknown(t *testing.T) {
 		t.Run(statement, func(t *testing.T) {
 			f := newFixture(t, WithCommitOutcome(CommitResolve))
 			r := f.keeps(map[question][]string{asksID: {"0"}})
-			f.losesCommits(1)
+			f.losesACommit()
 			err := inTx(t.Context(), f.db, func(ctx context.Context, tx *sql.Tx) error {
 				_, err := tx.ExecContext(ctx, statement)
 				return err
@@ -350,7 +350,7 @@ func TestWhatHasNoIDAndHiddenEffectsIsUnknown(t *testing.T) {
 func TestTheErrorOfAnUnknownCommitHelpsAPersonToFindOut(t *testing.T) {
 	f := newFixture(t, WithCommitOutcome(CommitResolve))
 	f.keeps(map[question][]string{asksStatus: {""}})
-	f.losesCommits(1)
+	f.losesACommit()
 	err := inTx(t.Context(), f.db, writes)
 	var unknown *CommitUnknownError
 	if !errors.As(err, &unknown) {
@@ -433,7 +433,7 @@ func TestAnOutcomeThatCannotBeHadIsNeverAskedForInsideATransaction(t *testing.T)
 	if got := fmt.Sprint(r.asked); got != "[origin]" {
 		t.Errorf("a server without the functions was asked for %s", got)
 	}
-	f.losesCommits(1)
+	f.losesACommit()
 	err := inTx(t.Context(), f.db, writes)
 	var unknown *CommitUnknownError
 	if !errors.As(err, &unknown) || unknown.XID != 0 || unknown.Reason == "" {
@@ -478,7 +478,7 @@ func TestAnUnansweredCommitOfReadsIsReplayed(t *testing.T) {
 		t.Run(outcome.String(), func(t *testing.T) {
 			f := newFixture(t, WithCommitOutcome(outcome))
 			r := f.keeps(nil)
-			f.losesCommits(1)
+			f.losesACommit()
 			err := inTx(t.Context(), f.db, func(ctx context.Context, tx *sql.Tx) error {
 				var n int
 				return tx.QueryRowContext(ctx, "SELECT 1").Scan(&n)
@@ -573,7 +573,7 @@ func TestOnlyTheProcessOfTheTransactionIsEnded(t *testing.T) {
 			if direct {
 				f.isDirect()
 			}
-			f.losesCommits(1)
+			f.losesACommit()
 			if err := inTx(t.Context(), f.db, writes); err != nil {
 				t.Fatal(err)
 			}
@@ -601,7 +601,7 @@ func TestAClosureWhoseCommitIsLostRunsAgainOnlyIfItWasAborted(t *testing.T) {
 			t.Run(name+"/"+status, func(t *testing.T) {
 				f := newFixture(t, WithCommitOutcome(CommitResolve))
 				f.keeps(map[question][]string{asksStatus: {status}})
-				f.losesCommits(1)
+				f.losesACommit()
 				ran := 0
 				err := run(f, func(ctx context.Context, tx *sql.Tx) error {
 					ran++
@@ -623,7 +623,7 @@ func TestAClosureWhoseCommitIsLostRunsAgainOnlyIfItWasAborted(t *testing.T) {
 func TestACommitThatMayHaveHappenedIsNotRunAgainByTheClosureAroundIt(t *testing.T) {
 	f := newFixture(t, WithCommitOutcome(CommitResolve))
 	f.keeps(map[question][]string{asksStatus: {""}})
-	f.losesCommits(1)
+	f.losesACommit()
 	ran := 0
 	err := Retry(t.Context(), func(ctx context.Context) error {
 		ran++
@@ -653,7 +653,7 @@ func TestResolvingEndsAMomentAfterTheContext(t *testing.T) {
 	if err := writes(t.Context(), tx); err != nil {
 		t.Fatal(err)
 	}
-	f.losesCommits(1)
+	f.losesACommit()
 	// database/sql would answer the end of BEGIN's context with a rollback, if it came
 	// before COMMIT.
 	if err := c.Raw(func(dc any) error {
@@ -683,7 +683,7 @@ func TestResolvingEndsAMomentAfterTheContext(t *testing.T) {
 func TestResolvingIsBoundedByItsTimeout(t *testing.T) {
 	f := newFixture(t, WithCommitOutcome(CommitResolve), WithResolveTimeout(time.Millisecond))
 	f.keeps(map[question][]string{asksStatus: {"in progress"}, asksFence: {"busy"}})
-	f.losesCommits(1)
+	f.losesACommit()
 	f.connector.config.wait = func(ctx context.Context, _ time.Duration) error {
 		<-ctx.Done()
 		return ctx.Err()
@@ -704,7 +704,7 @@ func TestResolvingIsTold(t *testing.T) {
 				told = append(told, e)
 			}))...)
 			f.keeps(map[question][]string{asksStatus: {status}})
-			f.losesCommits(1)
+			f.losesACommit()
 			_ = inTx(t.Context(), f.db, writes)
 
 			if tree := o.tree(); strings.Count(tree, "event:pgretry.commit.resolved") != 1 {

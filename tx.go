@@ -42,9 +42,9 @@ type tx struct {
 
 	started  time.Time
 	asked    time.Time // the current attempt's BEGIN
-	answered time.Time
-	identity identity // by which its COMMIT can be found again
-	rawDoubt bool     // a text with a COMMIT in it has failed
+	answered time.Time // the last statement of a session that may become an orphan
+	identity identity  // by which its COMMIT can be found again
+	rawDoubt bool      // a text with a COMMIT in it has failed
 
 	// What its statements have done, as far as their texts show.
 	wrote        bool // something but proven reads
@@ -172,6 +172,9 @@ func (t *tx) executed(text string, err error) {
 		}
 		t.failed(err)
 		return
+	}
+	if t.conn.origin.direct {
+		t.answered = t.conn.connector.config.now()
 	}
 	if t.state == txAborted || mayControlTx(text) {
 		t.controlled(text)
