@@ -204,7 +204,9 @@ func (o CommitOutcome) String() string {
 // has crashed or failed over since, Commit returns a [*CommitUnknownError].
 //
 // The id costs a round trip before COMMIT, in transactions that may have written; those
-// of proven reads pay nothing. It needs PostgreSQL 10 or later with the functions
+// of proven reads pay nothing. Before its first transaction each connection is asked once
+// where it leads to, unless this is [CommitReport] or the inner driver is neither lib/pq
+// nor pgx and this is CommitAuto. It needs PostgreSQL 10 or later with the functions
 // txid_current_if_assigned, txid_status and pg_control_system; where these are missing
 // nothing is asked for. The default is [CommitAuto].
 func WithCommitOutcome(outcome CommitOutcome) Option {
