@@ -175,6 +175,9 @@ const (
 	maxOrphans    = 64
 	orphanTimeout = time.Second
 	orphanPause   = 2 * time.Millisecond
+	clockTries    = 5
+	clockGood     = 2 * time.Millisecond
+	clockUseless  = 100 * time.Millisecond
 )
 
 // orphaned remembers the process of a transaction that was lost before COMMIT was sent.
@@ -208,16 +211,19 @@ func (c *conn) endOrphans(ctx context.Context) (lost error) {
 	defer cancel()
 	deadline := connector.config.now().Add(orphanTimeout)
 	_ = c.tap.wire.during(ctx, 0, func() error {
-		clock, err := c.ask(ctx, "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::text")
-		then, left := those(orphans, clock, connector.config.now()), ""
+		clock, at, err := c.serverClock(ctx)
+		if err == nil && clock == "" {
+			return nil
+		}
+		those, left := those(orphans, clock, at), ""
 		if err == nil {
-			left, err = c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+then)
+			left, err = c.ask(ctx, "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text "+those)
 		}
 		for err == nil && left != "0" && connector.config.now().Before(deadline) {
 			if connector.config.wait(ctx, orphanPause) != nil {
 				return nil //nolint:nilerr // time is up, the session is well
 			}
-			left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+then)
+			left, err = c.ask(ctx, "SELECT pg_catalog.count(*)::text "+those)
 		}
 		if err != nil && (sqlState(err) == "" || Classify(err, PhaseStatement) == ClassConnectionLost) {
 			if lost = reusable(err); ctx.Err() != nil {
@@ -229,10 +235,35 @@ func (c *conn) endOrphans(ctx context.Context) (lost error) {
 	return lost
 }
 
+// serverClock returns the server's clock, in seconds since 1970, and the time here just
+// before it was read; "" if that cannot be had with any precision.
+func (c *conn) serverClock(ctx context.Context) (clock string, at time.Time, err error) {
+	now := c.connector.config.now
+	best := time.Duration(-1)
+	for range clockTries {
+		before := now()
+		answer, err := c.ask(ctx, "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::text")
+		if err != nil {
+			return "", at, err
+		}
+		if took := now().Sub(before); best < 0 || took < best {
+			clock, at, best = answer, before, took
+		}
+		if best <= clockGood {
+			break
+		}
+	}
+	if best > clockUseless {
+		return "", at, nil
+	}
+	return clock, at, nil
+}
+
 // those selects the processes. A pooler that passes the server's own keys on may have
 // given one to somebody else by now, so it has to be in a transaction that began after we
-// asked for ours and before the last answer that we had in it: while the process was ours
-// for certain. clock is the server's, in seconds since 1970, at some time before now.
+// asked for ours, and before the last answer that we had in it was here, or no later
+// than it took to read the clock: while the process was ours. clock is the server's, in
+// seconds since 1970, read just after now.
 func those(orphans []orphan, clock string, now time.Time) string {
 	where := make([]string, 0, len(orphans))
 	for _, o := range orphans {
