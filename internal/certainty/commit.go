@@ -211,7 +211,7 @@ const (
 	// commitPoll is how often a state is looked at that nobody announces.
 	commitPoll = 2 * time.Millisecond
 	// commitPatience is how long such a state may take to come.
-	commitPatience = 30 * time.Second
+	commitPatience = 2 * time.Minute
 )
 
 // ask queries one row, as often as it takes: the server may be on its way back.
