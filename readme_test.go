@@ -70,7 +70,7 @@ func TestTheREADMENamesEverythingThereIs(t *testing.T) {
 		names = append(names, "`"+o.String()+"`")
 	}
 	names = append(names, optInStates...)
-	for _, file := range []string{"options.go", "errors.go", "telemetry.go"} {
+	for _, file := range []string{"options.go", "errors.go", "losterror.go", "telemetry.go"} {
 		source, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
