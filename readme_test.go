@@ -75,7 +75,7 @@ func TestTheREADMENamesEverythingThereIs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, pattern := range []string{`(?m)^func (With\w+)`, `(?m)^\t(Err\w+) +=`, `(?m)^type (\w+Error) struct`, `(?:Counter|Histogram)\("([a-z.]+)"`} {
+		for _, pattern := range []string{`(?m)^func (With\w+)`, `(?m)^\t(Err\w+) +=`, `(?m)^type ([A-Z]\w+Error) struct`, `(?:Counter|Histogram)\("([a-z.]+)"`} {
 			for _, found := range regexp.MustCompile(pattern).FindAllSubmatch(source, -1) {
 				names = append(names, string(found[1]))
 			}
