@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -18,52 +17,10 @@ import (
 	"github.com/pgretry/pgretry/internal/drivertest"
 	"github.com/pgretry/pgretry/internal/faultproxy"
 	"github.com/pgretry/pgretry/internal/pgserver"
-	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
 )
 
-// frail is an arena whose own database is reached through a proxy that breaks
-// connections. All others go straight to the server.
-type frail struct {
-	*arena
-	proxy *faultproxy.Proxy
-}
-
-func enterFrail(t *testing.T, options []Option, statements ...string) *frail {
-	t.Helper()
-	return enterFrailOn(t, pgtest.DSN(t), options, statements...)
-}
-
-func enterFrailOn(t *testing.T, dsn string, options []Option, statements ...string) *frail {
-	t.Helper()
-	address, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy, err := faultproxy.Start("tcp", address.Host, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := proxy.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	through, err := proxy.DSN(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &frail{arena: enterOn(t, dsn, nil, statements...), proxy: proxy}
-	if err := f.db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if f.db, err = Open(through, options...); err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
 // asked does something to the first request whose text contains this.
-func (f *frail) asked(text string, action faultproxy.Action) {
+func (f *relayed) asked(text string, action faultproxy.Action) {
 	var struck atomic.Bool
 	f.proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
 		if strings.Contains(m.SQL(), text) && struck.CompareAndSwap(false, true) {
@@ -76,7 +33,7 @@ func (f *frail) asked(text string, action faultproxy.Action) {
 // answered cuts the connection before the first message of that type in the answer to a
 // text of which this is a part: the server has done what it was asked for. Before that it
 // calls the functions.
-func (f *frail) answered(text string, kind byte, before ...func()) {
+func (f *relayed) answered(text string, kind byte, before ...func()) {
 	var conn atomic.Int64
 	var struck atomic.Bool
 	f.proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
@@ -124,7 +81,7 @@ func isUnknown(t *testing.T, err error) {
 }
 
 func TestACommitIsNotLookedForByTheIDOfAnEarlierAttempt(t *testing.T) {
-	f := enterFrail(t, nil, bank, failsOnce("40001"))
+	f := enterRelayed(t, nil, bank, failsOnce("40001"))
 	connector := connectorOf(f.db)
 	var asks, commits atomic.Int64
 	var struck atomic.Bool
@@ -159,7 +116,7 @@ func TestAStatementAfterABlockThatNeverWasOrHasEndedIsNotCalledRolledBack(t *tes
 		{"a BEGIN that could not be parsed", "", []string{"BEGIN ISOLATION LEVEL SNAPSHOT"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := enterFrail(t, nil, bank, c.setup)
+			f := enterRelayed(t, nil, bank, c.setup)
 			own, err := f.db.Conn(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -199,7 +156,7 @@ func TestALoneWriteWhoseOwnContextEndedIsNotRunAgain(t *testing.T) {
 	} {
 		for _, swallowed := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/swallowed %t", c.name, swallowed), func(t *testing.T) {
-				f := enterFrail(t, nil, bank,
+				f := enterRelayed(t, nil, bank,
 					`CREATE FUNCTION conflict() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE serialization_failure; END $$`)
 				ran := 0
 				err := Retry(t.Context(), func(ctx context.Context) error {
@@ -270,7 +227,7 @@ func TestNobodyWaitsForASilentServerAfterTheContext(t *testing.T) {
 			},
 		} {
 			t.Run(c.name+"/"+where, func(t *testing.T) {
-				f := enterFrail(t, []Option{WithCommitOutcome(CommitResolve)}, bank)
+				f := enterRelayed(t, []Option{WithCommitOutcome(CommitResolve)}, bank)
 				if err := f.db.PingContext(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -342,7 +299,7 @@ func TestConnectingToAListenerThatSaysNothingEndsWithTheContext(t *testing.T) {
 }
 
 func TestTheProcessOfALostTransactionIsEndedBehindABlackHole(t *testing.T) {
-	f := enterFrail(t, nil, bank)
+	f := enterRelayed(t, nil, bank)
 	s := f.begin(sql.LevelDefault)
 	s.does(pays)
 	f.asked(pays2, faultproxy.Action{Kind: faultproxy.BlackHole})
@@ -388,7 +345,7 @@ func TestAProcessThatAPoolerHasGivenToSomebodyElseIsLeftAlone(t *testing.T) {
 }
 
 func TestAReadInABlockThatOnlyTheServerKnowsIsNotFetchedAgainOverAnotherSession(t *testing.T) {
-	f := enterFrail(t, nil, bank)
+	f := enterRelayed(t, nil, bank)
 	s := f.begin(sql.LevelDefault)
 	s.does(`COMMIT; BEGIN`)
 	s.does(pays)
@@ -426,7 +383,7 @@ func TestRowsOfATextThatCommitsAreOfUnknownFateWithoutAnAnswer(t *testing.T) {
 		`SELECT balance FROM account; COMMIT`,
 	} {
 		t.Run(text, func(t *testing.T) {
-			f := enterFrail(t, nil, bank)
+			f := enterRelayed(t, nil, bank)
 			s := f.begin(sql.LevelDefault)
 			s.does(pays)
 			f.answered(text, readyForQuery)
@@ -470,7 +427,7 @@ func watch() (left int) {
 
 func TestNobodyWatchesTheContextForALostSession(t *testing.T) {
 	const losses = 20
-	f := enterFrail(t, []Option{WithPolicy(Policy{})}, bank)
+	f := enterRelayed(t, []Option{WithPolicy(Policy{})}, bank)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	connectorOf(f.db).config.wait = func(context.Context, time.Duration) error { return nil }
@@ -509,7 +466,7 @@ func TestATransactionWithoutAnIDIsReplayedUnlessTriggersMayHaveToldOfIt(t *testi
 						PERFORM pg_notify('payments', clock_timestamp()::text); RETURN NULL; END $$;
 					CREATE TRIGGER tells AFTER UPDATE ON account FOR EACH STATEMENT EXECUTE FUNCTION tell()`)
 			}
-			f := enterFrail(t, []Option{WithCommitOutcome(CommitResolve)}, statements...)
+			f := enterRelayed(t, []Option{WithCommitOutcome(CommitResolve)}, statements...)
 			heard := f.listens("payments")
 			s := f.begin(sql.LevelDefault)
 			s.does(`UPDATE account SET balance = 0 WHERE id = 99`)
@@ -571,7 +528,7 @@ func (a *arena) listens(channel string) (heard func() int) {
 }
 
 func TestWhatACommitInsideATextHasCommittedIsNotCalledRolledBackWhenTheConnectionIsLost(t *testing.T) {
-	f := enterFrail(t, nil, bank)
+	f := enterRelayed(t, nil, bank)
 	s := f.begin(sql.LevelDefault)
 	s.does(pays)
 	s.fails("22012", `COMMIT; SELECT 1/0`)
@@ -584,20 +541,20 @@ func TestWhatACommitInsideATextHasCommittedIsNotCalledRolledBackWhenTheConnectio
 
 func TestASessionWhoseSettingsWereUpdatedIsNotReplaced(t *testing.T) {
 	const sets = `UPDATE pg_settings SET setting = 'updated' WHERE name = 'application_name'`
-	for name, sets := range map[string]func(*frail){
-		"before the transaction": func(f *frail) {
+	for name, sets := range map[string]func(*relayed){
+		"before the transaction": func(f *relayed) {
 			if _, err := f.db.ExecContext(t.Context(), sets); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"in an earlier transaction": func(f *frail) {
+		"in an earlier transaction": func(f *relayed) {
 			s := f.begin(sql.LevelDefault)
 			s.does(sets)
 			s.commits()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := enterFrail(t, nil, bank)
+			f := enterRelayed(t, nil, bank)
 			f.db.SetMaxOpenConns(1)
 			sets(f)
 			s := f.begin(sql.LevelDefault)
@@ -690,16 +647,16 @@ func TestACommitThatNoStandbyHasIsUnknownThoughItsIDIsCommitted(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		timeout time.Duration // of the search
-		while   func(f *frail, cancel func())
+		while   func(f *relayed, cancel func())
 	}{
-		{"cut, and its wait cancelled", 2 * time.Second, func(f *frail, _ func()) {
+		{"cut, and its wait cancelled", 2 * time.Second, func(f *relayed, _ func()) {
 			f.proxy.CutAll(true)
 			f.is("1", endsWait)
 		}},
-		{"hurried by the end of its context", time.Minute, func(_ *frail, cancel func()) { cancel() }},
+		{"hurried by the end of its context", time.Minute, func(_ *relayed, cancel func()) { cancel() }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := enterFrailOn(t, dsn, []Option{WithCommitOutcome(CommitResolve), WithResolveTimeout(c.timeout)})
+			f := enterRelayedOn(t, dsn, []Option{WithCommitOutcome(CommitResolve), WithResolveTimeout(c.timeout)})
 			before := f.read(balance)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
