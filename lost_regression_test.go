@@ -20,9 +20,9 @@ import (
 )
 
 // asked does something to the first request whose text contains this.
-func (f *relayed) asked(text string, action faultproxy.Action) {
+func (r *relayed) asked(text string, action faultproxy.Action) {
 	var struck atomic.Bool
-	f.proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
+	r.proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
 		if strings.Contains(m.SQL(), text) && struck.CompareAndSwap(false, true) {
 			return action
 		}
@@ -33,10 +33,10 @@ func (f *relayed) asked(text string, action faultproxy.Action) {
 // answered cuts the connection before the first message of that type in the answer to a
 // text of which this is a part: the server has done what it was asked for. Before that it
 // calls the functions.
-func (f *relayed) answered(text string, kind byte, before ...func()) {
+func (r *relayed) answered(text string, kind byte, before ...func()) {
 	var conn atomic.Int64
 	var struck atomic.Bool
-	f.proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
+	r.proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
 		if strings.Contains(m.SQL(), text) {
 			conn.Store(int64(m.Conn))
 		}
