@@ -17,7 +17,7 @@ import (
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/runner"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/spantree"
-	"github.com/pgretry/pgretry/cmd/pgretry/internal/workload"
+	"github.com/pgretry/pgretry/internal/workload"
 	"github.com/pgretry/pgretry/internal/pgserver"
 )
 

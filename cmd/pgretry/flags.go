@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pgretry/pgretry/cmd/pgretry/internal/workload"
+	"github.com/pgretry/pgretry/internal/workload"
 )
 
 // The types below are flag values whose errors say what is allowed. The flag package puts the flag's

@@ -16,7 +16,7 @@ import (
 
 	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
-	"github.com/pgretry/pgretry/cmd/pgretry/internal/workload"
+	"github.com/pgretry/pgretry/internal/workload"
 	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
 )
 

@@ -7,7 +7,7 @@ import (
 
 	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
-	"github.com/pgretry/pgretry/cmd/pgretry/internal/workload"
+	"github.com/pgretry/pgretry/internal/workload"
 )
 
 // Side is one of the ways in which an application can run a transaction that are compared.

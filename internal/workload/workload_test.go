@@ -11,7 +11,7 @@ import (
 	_ "github.com/lib/pq"
 	"go.uber.org/goleak"
 
-	"github.com/pgretry/pgretry/cmd/pgretry/internal/workload"
+	"github.com/pgretry/pgretry/internal/workload"
 	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
 )
 
