@@ -47,6 +47,7 @@ type conn struct {
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {
 	c := &conn{session: inner, tap: t, connector: connector}
 	c.tx.conn = c
+	t.cache = newStatementCache(connector.config, t)
 	return c.offering()
 }
 

@@ -77,6 +77,13 @@ var dsnParameters = []dsnParameter{
 	{"pgretry_resolve_timeout", "a positive duration such as 5s", func(c *config, value string) error {
 		return setDuration(&c.resolveTimeout, value)
 	}},
+	{"pgretry_statement_cache", "a whole number of 0 or more", func(c *config, value string) error {
+		n, err := strconv.ParseInt(value, 10, 32)
+		if err != nil {
+			return err
+		}
+		return WithStatementCache(int(n)).apply(c)
+	}},
 	{"pgretry_statement_spans", "true or false", func(c *config, value string) error {
 		switch value {
 		case "true":

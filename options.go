@@ -236,6 +236,34 @@ func WithResolveTimeout(timeout time.Duration) Option {
 	})
 }
 
+// DefaultStatementCache is the default size of [WithStatementCache].
+const DefaultStatementCache = 256
+
+// WithStatementCache sets how many statements with arguments each connection keeps
+// prepared, most recently used, from their second use on, so that each costs one round trip
+// instead of two; 0 means none. The default is 256 where the session is known to be ours
+// alone and none elsewhere, such as behind PgBouncer. A size given here insists on the cache
+// wherever the connection leads: behind a pooler that gives each transaction to another
+// process the statements have to be known there too, as with PgBouncer's
+// max_prepared_statements.
+//
+// It is for lib/pq, and not with binary_parameters=yes, which needs no second round trip;
+// pgx has a cache of its own. Sessions with the cache have plan_cache_mode set to
+// force_custom_plan, unless it is set otherwise, so that the server goes on planning for the
+// arguments at hand, as it does for statements that are not prepared. What may change the
+// meaning of a text empties the cache: DDL, SET, RESET, DISCARD, DO, CALL, a function whose
+// effect is not known. What other sessions do is noticed by the server, except that a table
+// created in a schema that comes earlier in the search_path is seen after up to a minute.
+func WithStatementCache(size int) Option {
+	return option(func(c *config) error {
+		if size < 0 {
+			return fmt.Errorf("pgretry: the statement cache is to hold %d statements, allowed is 0 or more", size)
+		}
+		c.statementCache, c.statementCacheInsists = size, true
+		return nil
+	})
+}
+
 // Defaults of [WithJournalLimit].
 const (
 	DefaultJournalBytes      = 1 << 20
@@ -365,6 +393,9 @@ type config struct {
 	commitOutcome     CommitOutcome
 	resolveTimeout    time.Duration
 
+	statementCache        int // statements, 0 for none
+	statementCacheInsists bool
+
 	tracerProvider trace.TracerProvider
 	meterProvider  metric.MeterProvider
 	statementSpans bool
@@ -388,6 +419,7 @@ func newConfig(options []Option) (*config, error) {
 		journalBytes:      DefaultJournalBytes,
 		journalStatements: DefaultJournalStatements,
 		resolveTimeout:    DefaultResolveTimeout,
+		statementCache:    DefaultStatementCache,
 
 		closing: closingTime,
 	}

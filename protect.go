@@ -197,7 +197,7 @@ func (t *tx) overcome(ctx context.Context, err error, journalled bool) (again bo
 // application gets is the first.
 func (t *tx) judge(err error) verdict {
 	if t.state != txLost || t.keepsErrors() {
-		return judgeStatement(err)
+		return t.judgeStatement(err)
 	}
 	if t.covered && t.first.class == ClassConnectionLost {
 		t.refuseToMove()
@@ -205,13 +205,21 @@ func (t *tx) judge(err error) verdict {
 	return t.first
 }
 
+// classify classifies the error of a statement.
+func (t *tx) classify(err error) Class {
+	if t.conn.tap.cache.isStale(err) {
+		return ClassRetryable // it was kept prepared: the application is not to blame
+	}
+	return Classify(err, PhaseStatement)
+}
+
 // judgeStatement classifies the error of a statement.
-func judgeStatement(err error) verdict {
+func (t *tx) judgeStatement(err error) verdict {
 	if pin, ok := err.(*pinError); ok { //nolint:errorlint // ours, never wrapped
 		// The application has sent nothing that could be to blame.
 		return verdict{class: ClassRetryable, err: pin.err}
 	}
-	return verdict{class: Classify(err, PhaseStatement), err: err}
+	return verdict{class: t.classify(err), err: err}
 }
 
 // cursorFailed is overcome for rows that were being read or closed.

@@ -70,6 +70,7 @@ func (c *conn) reconnect(ctx context.Context) error {
 		return err
 	}
 	c.session, c.tap = s, t
+	t.cache = newStatementCache(c.connector.config, t)
 	c.generation++
 	c.gone, c.hungUp, c.broken, c.originAsked = false, false, false, false
 	c.stateful, c.holdsCursor, c.rawOpen = false, false, false

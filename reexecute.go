@@ -30,7 +30,7 @@ func (r *replay) execute(first int) setback {
 // is a conflict is asked before anything else.
 func (r *replay) unexpected(err error) setback {
 	t := r.t
-	v := judgeStatement(err)
+	v := t.judgeStatement(err)
 	if v.class == ClassConnectionLost {
 		t.losesConnection()
 		v.err = t.lost(err)

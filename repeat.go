@@ -38,6 +38,11 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 	if c.hasNoSession() {
 		return nil, driver.ErrBadConn
 	}
+	if c.tap.cache.wantsProof() && c.block() == outsideBlock {
+		if err := c.proveSession(ctx); err != nil {
+			return nil, c.lostBefore(ctx, PhaseStatement, err)
+		}
+	}
 	lone := c.beginLone(ctx, s.text)
 	since := c.tap.mark()
 	result, err := s.exec(c, ctx)
@@ -70,6 +75,11 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 	if c.hasNoSession() {
 		return nil, driver.ErrBadConn
+	}
+	if c.tap.cache.wantsProof() && c.block() == outsideBlock {
+		if err := c.proveSession(ctx); err != nil {
+			return nil, c.lostBefore(ctx, PhaseStatement, err)
+		}
 	}
 	lone := c.beginLone(ctx, s.text)
 	since := c.tap.mark()

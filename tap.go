@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
 )
 
 // session is a connection with every optional interface that matters, whether
@@ -53,6 +55,9 @@ type tap struct {
 	libPQ bool    // the inner connection is lib/pq's own
 	pgx   bool    // it is pgx's stdlib's own
 
+	cache *statementCache // nil if there is none
+	dead  bool            // it was closed because a context ended in the middle of a statement
+
 	// lastRows and lastStmt are what the inner driver returned last. A connection
 	// serves one call at a time, so whoever called through otelsql finds its own.
 	lastRows driver.Rows
@@ -83,7 +88,16 @@ func newTap(inner driver.Conn, socket *wire) *tap {
 
 // isValid says whether the connection can still be used, as far as the inner
 // driver tells.
-func (t *tap) isValid() bool { return t.validator == nil || t.validator.IsValid() }
+func (t *tap) isValid() bool { return !t.dead && (t.validator == nil || t.validator.IsValid()) }
+
+// kill closes the connection, as lib/pq does itself when a context ends in the middle of a
+// statement that is not prepared.
+func (t *tap) kill() {
+	if !t.dead {
+		t.dead = true
+		_ = t.Conn.Close() // there is nothing that it could say
+	}
+}
 
 // takeRows returns the inner driver's own rows behind those that it returned last.
 func (t *tap) takeRows(inner driver.Rows) driver.Rows {
@@ -174,6 +188,17 @@ func (t *tap) pulse() pulse {
 }
 
 func (t *tap) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if t.cache != nil {
+		if t.dead {
+			return nil, driver.ErrBadConn
+		}
+		switch cached, err := t.cache.take(ctx, t, query, args); {
+		case err != nil:
+			return nil, err
+		case cached != nil:
+			return t.cache.exec(ctx, t, cached, args)
+		}
+	}
 	if t.execer != nil {
 		return t.execer.ExecContext(ctx, query, args)
 	}
@@ -194,6 +219,17 @@ func (t *tap) QueryContext(ctx context.Context, query string, args []driver.Name
 }
 
 func (t *tap) queryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if t.cache != nil {
+		if t.dead {
+			return nil, driver.ErrBadConn
+		}
+		switch cached, err := t.cache.take(ctx, t, query, args); {
+		case err != nil:
+			return nil, err
+		case cached != nil:
+			return t.cache.query(ctx, t, cached, args)
+		}
+	}
 	if t.query != nil {
 		return t.query.QueryContext(ctx, query, args)
 	}
@@ -208,12 +244,15 @@ func (t *tap) queryContext(ctx context.Context, query string, args []driver.Name
 }
 
 func (t *tap) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	if t.dead {
+		return nil, driver.ErrBadConn
+	}
 	stmt, err := t.prepareContext(ctx, query)
 	if err != nil {
 		return nil, err
 	}
 	t.lastStmt = stmt
-	return &tapStmt{Stmt: stmt, tap: t}, nil
+	return &tapStmt{Stmt: stmt, tap: t, invalidates: t.cache.isInvalidatedBy(query)}, nil
 }
 
 func (t *tap) prepareContext(ctx context.Context, query string) (driver.Stmt, error) {
@@ -230,6 +269,9 @@ func (t *tap) prepareContext(ctx context.Context, query string) (driver.Stmt, er
 }
 
 func (t *tap) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	if t.dead {
+		return nil, driver.ErrBadConn
+	}
 	if t.beginner != nil {
 		return t.beginner.BeginTx(ctx, opts)
 	}
@@ -249,6 +291,9 @@ func (t *tap) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, er
 }
 
 func (t *tap) Ping(ctx context.Context) error {
+	if t.dead {
+		return driver.ErrBadConn
+	}
 	if t.pinger == nil {
 		return nil
 	}
@@ -273,6 +318,9 @@ func (t *tap) ping(ctx context.Context) error {
 }
 
 func (t *tap) ResetSession(ctx context.Context) error {
+	if t.dead {
+		return driver.ErrBadConn
+	}
 	if t.resetter == nil {
 		return nil
 	}
@@ -292,10 +340,25 @@ func (t *tap) CheckNamedValue(value *driver.NamedValue) error {
 // tapStmt does for a prepared statement what tap does for its connection.
 type tapStmt struct {
 	driver.Stmt
-	tap *tap
+	tap         *tap
+	invalidates *sqltext.Info // what it is, if it may change what other statements mean
+}
+
+// begin makes ready for its execution.
+func (s *tapStmt) begin() error {
+	if s.tap.dead {
+		return driver.ErrBadConn
+	}
+	if s.invalidates != nil {
+		s.tap.cache.invalidate(s.invalidates, s.tap)
+	}
+	return nil
 }
 
 func (s *tapStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
 	if execer, ok := s.Stmt.(driver.StmtExecContext); ok {
 		return execer.ExecContext(ctx, args)
 	}
@@ -313,6 +376,9 @@ func (s *tapStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (d
 }
 
 func (s *tapStmt) queryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
 	if query, ok := s.Stmt.(driver.StmtQueryContext); ok {
 		return query.QueryContext(ctx, args)
 	}

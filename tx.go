@@ -122,6 +122,9 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 	var inner driver.Tx
 	err := c.learnOrigin(beginContext)
 	if err == nil {
+		err = c.proveSession(beginContext)
+	}
+	if err == nil {
 		err = c.endOrphans(beginContext)
 	}
 	if err == nil {
@@ -218,7 +221,7 @@ func (t *tx) committedPerhaps(err error) {
 
 // failed notes an error of a statement or a cursor of the transaction.
 func (t *tx) failed(err error) {
-	class := Classify(err, PhaseStatement)
+	class := t.classify(err)
 	if t.state != txActive && (t.state != txAborted || class != ClassConnectionLost) {
 		return
 	}

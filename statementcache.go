@@ -1,0 +1,430 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"hash/maphash"
+	"math/rand/v2"
+	"reflect"
+	"time"
+	"unsafe"
+
+	"github.com/lib/pq"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
+)
+
+const (
+	// cachedTextBytes is the longest text that is kept prepared.
+	cachedTextBytes = 16 << 10
+	// cachedFor is how long a statement stays prepared. Another session may have made a
+	// table that comes earlier in the search_path since; a statement that is prepared
+	// does not see it.
+	cachedFor = time.Minute
+	// seenTexts is how many texts are remembered of those that came once.
+	seenTexts = 512
+)
+
+// statementCache keeps statements with arguments prepared in a session, so that each
+// costs one round trip instead of two. lib/pq, which prepares such a statement each time,
+// calls it; the driver's users see no difference but in time.
+//
+// It is used only where the session is known to be ours alone: lib/pq counts its
+// statements from 1 in every session, and behind a pooler that gives each transaction to
+// another process, 1 would be whatever another client has prepared. As a second line the
+// names begin at random, so that what is not there is an error and never something else.
+type statementCache struct {
+	config  *config
+	state   cacheState
+	wanted  bool // a text was used again: it would be of use
+	entries map[string]*cachedStatement
+	newest  *cachedStatement // of a ring, most recently used first
+	stale   []driver.Stmt    // to be closed when there is time
+	seed    maphash.Seed
+	seen    [seenTexts]uint64
+
+	inProgress reflect.Value // lib/pq's, by which it knows that rows are being read
+	suspended  bool          // until the transaction ends: it has changed what names mean
+	cursor     reflect.Value // lib/pq's rows of a cached statement, while they may be open
+	context    context.Context
+	failure    error // of a cached statement, that another attempt would perhaps not have
+}
+
+type cacheState uint8
+
+const (
+	cacheUnproved cacheState = iota // nobody has asked whether the session is ours alone
+	cacheOn
+	cacheOff
+)
+
+// cachedStatement is a text that was used more than once.
+type cachedStatement struct {
+	text         string
+	stmt         cacheableStmt // nil if it is better not kept
+	prepared     time.Time
+	newer, older *cachedStatement
+}
+
+// cacheableStmt is what lib/pq's statements are.
+type cacheableStmt interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
+}
+
+// newStatementCache returns the cache of a session, nil if there is to be none.
+func newStatementCache(config *config, t *tap) *statementCache {
+	if !t.libPQ || config.mode == ModeOff || config.statementCache == 0 {
+		return nil
+	}
+	inner := reflect.ValueOf(t.Conn).Elem()
+	binary, progress := inner.FieldByName("cfg").FieldByName("BinaryParameters"), inner.FieldByName("inProgress")
+	if binary.Kind() != reflect.Bool || binary.Bool() || progress.Kind() != reflect.Struct {
+		return nil
+	}
+	if progress = progress.FieldByName("v"); progress.Kind() != reflect.Uint32 || !startNamesAtRandom(inner) {
+		return nil
+	}
+	return &statementCache{
+		inProgress: progress,
+		config:     config, entries: make(map[string]*cachedStatement), seed: maphash.MakeSeed(),
+		wanted: config.statementCacheInsists,
+	}
+}
+
+// startNamesAtRandom makes lib/pq, which names prepared statements by a number that it
+// counts up, begin somewhere else in each session. It says whether that was possible.
+func startNamesAtRandom(inner reflect.Value) bool {
+	counter := inner.FieldByName("namei")
+	if counter.Kind() != reflect.Int || !counter.CanAddr() {
+		return false
+	}
+	const room = 1 << 20 // it must not overflow
+	start := rand.IntN(int(^uint(0)>>1) - room)
+	*(*int)(unsafe.Pointer(counter.UnsafeAddr())) = start //nolint:gosec // the only way; the kind was checked
+	return true
+}
+
+// errQueryInProgress is lib/pq's, which does not look for it where a statement was prepared
+// before.
+var errQueryInProgress = errors.New("pq: there is already a query being processed on this connection")
+
+// take returns the statement that the text is to be executed by, nil if that is not a
+// cached one. An error is the call's.
+func (c *statementCache) take(ctx context.Context, t *tap, text string, args []driver.NamedValue) (*cachedStatement, error) {
+	if c.isReading() || c.inProgress.Uint() != 0 {
+		return nil, errQueryInProgress
+	}
+	c.failure = nil
+	if c.suspended && t.txStatus() == 'I' {
+		c.suspended = false
+	}
+	if c.state == cacheOn && len(args) > 0 {
+		if found := c.entries[text]; found != nil {
+			if found.stmt == nil {
+				return nil, nil
+			}
+			if c.config.now().Sub(found.prepared) < cachedFor {
+				c.use(found)
+				return found, nil
+			}
+			c.drop(found)
+			return c.prepare(ctx, t, text)
+		}
+	}
+	info := analyze(text)
+	switch {
+	case info.InvalidatesPrepared(text, c.allowed()):
+		c.invalidate(info, t)
+	case len(args) == 0 || len(text) > cachedTextBytes || !isCacheable(info) || !c.hasSeen(text):
+	case c.state == cacheOn && !c.suspended:
+		return c.prepare(ctx, t, text)
+	case c.state == cacheUnproved:
+		c.wanted = true
+	}
+	return nil, nil
+}
+
+func (c *statementCache) allowed() func(string) bool {
+	if len(c.config.allowed) == 0 {
+		return nil
+	}
+	return c.config.allowed.match
+}
+
+// isCacheable says whether a text is one statement of a kind whose plan is worth keeping.
+func isCacheable(info *sqltext.Info) bool {
+	return info.Statements == 1 && info.Copy == sqltext.CopyNone && !info.TxControl &&
+		info.Keywords.Intersects(sqltext.KeywordsOf(sqltext.Select, sqltext.Insert, sqltext.Update, sqltext.Delete,
+			sqltext.Merge, sqltext.With, sqltext.Values))
+}
+
+// hasSeen says whether the text was used before, as far as is remembered. A text that is
+// used once only, like one with literals in it, is not worth preparing.
+func (c *statementCache) hasSeen(text string) bool {
+	hash := maphash.String(c.seed, text) | 1
+	place := &c.seen[hash%seenTexts]
+	if *place == hash {
+		return true
+	}
+	*place = hash
+	return false
+}
+
+// prepare prepares a statement that is to stay. That costs what lib/pq does each time.
+func (c *statementCache) prepare(ctx context.Context, t *tap, text string) (*cachedStatement, error) {
+	for len(c.entries) >= c.config.statementCache {
+		c.drop(c.newest.newer)
+	}
+	for len(c.stale) > 0 && len(c.stale)+len(c.entries) >= c.config.statementCache {
+		last := len(c.stale) - 1
+		stmt := c.stale[last]
+		c.stale = c.stale[:last]
+		if err := stmt.Close(); err != nil {
+			return nil, err
+		}
+	}
+	stmt, err := t.preparer.PrepareContext(ctx, text)
+	if err != nil {
+		return nil, err
+	}
+	cacheable, ok := stmt.(cacheableStmt)
+	if !ok {
+		c.state = cacheOff
+		return nil, stmt.Close()
+	}
+	found := &cachedStatement{text: text, stmt: cacheable, prepared: c.config.now()}
+	found.newer, found.older = found, found
+	c.entries[text] = found
+	c.insert(found)
+	return found, nil
+}
+
+// use makes a statement the one that was used most recently.
+func (c *statementCache) use(s *cachedStatement) {
+	if s != c.newest {
+		s.newer.older, s.older.newer = s.older, s.newer
+		c.insert(s)
+	}
+}
+
+// insert puts a statement at the head of the ring.
+func (c *statementCache) insert(s *cachedStatement) {
+	if c.newest == nil {
+		s.newer, s.older = s, s
+	} else {
+		s.older, s.newer = c.newest, c.newest.newer
+		s.older.newer, s.newer.older = s, s
+	}
+	c.newest = s
+}
+
+// drop takes a statement out. It is closed later.
+func (c *statementCache) drop(s *cachedStatement) {
+	delete(c.entries, s.text)
+	switch {
+	case s.older == s:
+		c.newest = nil
+	case c.newest == s:
+		c.newest = s.older
+	}
+	s.newer.older, s.older.newer = s.older, s.newer
+	if s.stmt != nil {
+		c.stale = append(c.stale, s.stmt)
+	}
+}
+
+// dropAll takes everything out, after something that may have changed what it means.
+func (c *statementCache) dropAll() {
+	for c.newest != nil {
+		c.drop(c.newest)
+	}
+	clear(c.seen[:])
+}
+
+// invalidate makes ready for a statement that may change what others mean.
+func (c *statementCache) invalidate(info *sqltext.Info, t *tap) {
+	c.dropAll()
+	if t.txStatus() != 'I' || info.BeginsTx {
+		c.suspended = true // it may be undone again
+	}
+	if info.Keywords.Intersects(sqltext.KeywordsOf(sqltext.Reset, sqltext.Discard, sqltext.Deallocate)) || info.Suspicious {
+		c.forget()
+	}
+}
+
+// isInvalidatedBy returns what a text is, if it may change what others mean; nil if not.
+func (c *statementCache) isInvalidatedBy(text string) *sqltext.Info {
+	if c == nil {
+		return nil
+	}
+	if info := analyze(text); info.InvalidatesPrepared(text, c.allowed()) {
+		return info
+	}
+	return nil
+}
+
+// forget begins anew: the session may have lost what was prepared, and its settings.
+func (c *statementCache) forget() {
+	c.dropAll()
+	c.stale = nil // closing what is not there is no error, but nobody needs it
+	if c.state == cacheOn {
+		c.state = cacheUnproved
+	}
+}
+
+// isReading says whether the rows of a cached statement are still being read.
+func (c *statementCache) isReading() bool {
+	if !c.cursor.IsValid() {
+		return false
+	}
+	if !c.cursor.Bool() {
+		return true
+	}
+	c.cursor = reflect.Value{}
+	return false
+}
+
+// exec executes a cached statement.
+func (c *statementCache) exec(ctx context.Context, t *tap, s *cachedStatement, args []driver.NamedValue) (driver.Result, error) {
+	result, err := s.stmt.ExecContext(ctx, args)
+	c.ended(ctx, t)
+	if err == nil {
+		return result, nil
+	}
+	if c.failed(t, s, err) {
+		return t.execer.ExecContext(ctx, s.text, args)
+	}
+	return nil, err
+}
+
+// query is exec for statements that return rows.
+func (c *statementCache) query(ctx context.Context, t *tap, s *cachedStatement, args []driver.NamedValue) (driver.Rows, error) {
+	rows, err := s.stmt.QueryContext(ctx, args)
+	if err == nil {
+		c.cursor = reflect.ValueOf(rows).Elem().FieldByName("done")
+		if c.cursor.Kind() != reflect.Bool {
+			c.cursor, c.state = reflect.Value{}, cacheOff
+		}
+		c.context = ctx
+		return rows, nil
+	}
+	c.ended(ctx, t)
+	if c.failed(t, s, err) {
+		return t.query.QueryContext(ctx, s.text, args)
+	}
+	return nil, err
+}
+
+// ended looks, after a call, whether its context has ended. Then lib/pq has perhaps sent a
+// cancel request, which may still be on its way and would hit whatever comes next. For a
+// statement that is not prepared it closes the connection, so this does.
+func (c *statementCache) ended(ctx context.Context, t *tap) {
+	if ctx.Done() != nil && ctx.Err() != nil {
+		t.kill()
+	}
+}
+
+// closed is ended for rows, when they are closed.
+func (c *statementCache) closed(t *tap) {
+	if c.context != nil {
+		c.ended(c.context, t)
+		c.context = nil
+	}
+}
+
+// failed judges the error of a cached statement. It says that the statement is to be
+// executed again, not prepared: nothing of it has happened, and the reason may be that the
+// session had prepared it.
+func (c *statementCache) failed(t *tap, s *cachedStatement, err error) (again bool) {
+	tellText(err, s.text)
+	switch state := sqlState(err); {
+	case state == "26000":
+		c.forget() // there are no statements of ours where this was executed
+		c.state = cacheOff
+	case state == "0A000", len(state) == 5 && state[:2] == "42":
+		c.drop(s)
+		s.stmt, s.newer, s.older = nil, s, s
+		c.entries[s.text] = s // so that it is not kept again
+		c.insert(s)
+	default:
+		return false
+	}
+	if t.dead || t.txStatus() != 'I' {
+		c.failure = err
+		return false
+	}
+	return true
+}
+
+// isStale says whether an error is one that a cached statement has had and that it would
+// perhaps not have had otherwise.
+func (c *statementCache) isStale(err error) bool {
+	return c != nil && c.failure != nil && errors.Is(err, c.failure)
+}
+
+// tellText gives an error of lib/pq's the text, which lib/pq shows the place of an error in
+// but does not know of statements that are prepared.
+func tellText(err error, text string) {
+	reported, ok := err.(*pq.Error) //nolint:errorlint // lib/pq's own
+	if !ok {
+		return
+	}
+	query := reflect.ValueOf(reported).Elem().FieldByName("query")
+	if query.Kind() == reflect.String && query.String() == "" {
+		*(*string)(unsafe.Pointer(query.UnsafeAddr())) = text //nolint:gosec // the only way; the kind was checked
+	}
+}
+
+// askCache proves that the session is ours alone: the process that answers is the one that
+// the server named when the session began. It also sees to it that the server goes on
+// planning for the arguments at hand, as it does for statements that are not prepared; after
+// five executions it would perhaps not.
+const askCache = `SELECT CASE WHEN source = 'default' THEN pg_catalog.set_config('plan_cache_mode', 'force_custom_plan', false)
+	ELSE setting END FROM pg_catalog.pg_settings WHERE name = 'plan_cache_mode' AND pg_catalog.pg_backend_pid() = `
+
+// wantsProof says whether it is worth asking what the session is.
+func (c *statementCache) wantsProof() bool {
+	return c != nil && c.state == cacheUnproved && c.wanted
+}
+
+// proveSession finds out whether the cache may be used, while no transaction is open. An
+// error means that the session is not usable.
+func (c *conn) proveSession(ctx context.Context) error {
+	cache := c.tap.cache
+	if !cache.wantsProof() {
+		return nil
+	}
+	cache.state = cacheOff
+	pid := c.tap.backendPID()
+	if pid == "" {
+		return nil
+	}
+	asking, cancel := context.WithTimeout(ctx, originTimeout)
+	defer cancel()
+	var answer string
+	err := c.tap.wire.during(asking, 0, func() (err error) {
+		answer, err = c.ask(asking, askCache+pid)
+		return err
+	})
+	switch {
+	case err == nil:
+		if answer != "" || cache.config.statementCacheInsists {
+			cache.state = cacheOn
+		}
+		return nil
+	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost:
+		if cache.config.statementCacheInsists {
+			cache.state = cacheOn
+		}
+		return nil
+	case ctx.Err() != nil:
+		c.broken = true // an answer may still be on its way
+		return ctx.Err()
+	case asking.Err() != nil:
+		return noAnswer(originTimeout, err)
+	}
+	return reusable(err)
+}
