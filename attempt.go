@@ -31,6 +31,8 @@ type attempt struct {
 	closed     chan struct{} // closed when open falls to 0; made by whoever waits
 	statements int
 
+	stay stay // at the gate of the closure's kind
+
 	main verdict // of the transaction that RunInTx itself began
 	last verdict // of whatever else failed last
 	seen bool    // a failure that a further run may cure

@@ -14,9 +14,16 @@ func (s *call) exec(c *conn, ctx context.Context) (driver.Result, error) {
 		if err := s.stmt.follow(ctx); err != nil {
 			return nil, err
 		}
-		return s.stmt.execer.ExecContext(ctx, s.args)
 	}
-	return c.session.ExecContext(ctx, s.text, s.args)
+	c.takeOff()
+	var result driver.Result
+	var err error
+	if s.stmt != nil {
+		result, err = s.stmt.execer.ExecContext(ctx, s.args)
+	} else {
+		result, err = c.session.ExecContext(ctx, s.text, s.args)
+	}
+	return result, c.land(ctx, err)
 }
 
 // query makes the call.
@@ -25,9 +32,16 @@ func (s *call) query(c *conn, ctx context.Context) (driver.Rows, error) {
 		if err := s.stmt.follow(ctx); err != nil {
 			return nil, err
 		}
-		return s.stmt.queryer.QueryContext(ctx, s.args)
 	}
-	return c.session.QueryContext(ctx, s.text, s.args)
+	c.takeOff()
+	var rows driver.Rows
+	var err error
+	if s.stmt != nil {
+		rows, err = s.stmt.queryer.QueryContext(ctx, s.args)
+	} else {
+		rows, err = c.session.QueryContext(ctx, s.text, s.args)
+	}
+	return rows, c.land(ctx, err)
 }
 
 // prepared returns an entry's call. A statement that the application has closed in

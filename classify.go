@@ -310,7 +310,7 @@ func isAmbiguous(code string) bool { return code == "40003" || code == "08007" }
 // classOfCode is the class of an answer that left the session alive.
 func (s serverError) classOfCode() Class {
 	switch s.code {
-	case "40001", "40P01", "40000",
+	case "40001", deadlockDetected, "40000",
 		"OC000", "OC001", // Aurora DSQL, where it is not in the message of a 40001
 		"CR000": // CockroachDB before 2.0
 		return ClassRetryable
@@ -392,7 +392,7 @@ func (s serverError) endsSession() bool {
 // password, an unknown database or a bad parameter is none.
 func (s serverError) refusesConnections() bool {
 	switch s.code {
-	case "57P01", "57P02", "57P03", "40001", "40P01", "40000":
+	case "57P01", "57P02", "57P03", "40001", deadlockDetected, "40000":
 		return true
 	case "XX000":
 		return s.isSupavisorFull() || s.asksForRestart()

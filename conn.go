@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,11 +38,20 @@ type conn struct {
 
 	origin      origin
 	originAsked bool
-	generation  int       // counts the sessions before this one
-	gone        bool      // the session is lost
-	hungUp      bool      // and closed
-	stateful    bool      // the session may hold what another one would lack
-	idleSince   time.Time // when it went back to the pool, as far as is known
+	generation  int  // counts the sessions before this one
+	gone        bool // the session is lost
+	hungUp      bool // and closed
+	stateful    bool // the session may hold what another one would lack
+	// Of transactions, and statements, of a kind that has deadlocked.
+	kind      atomic.Pointer[kind] // the last one's
+	loneLocks bool                 // the statement outside a transaction may
+	flights   uint64               // counts statements
+	airborne  atomic.Uint64        // what the detector sees of the current one
+	since     atomic.Int64         // the transaction's beginning, in nanoseconds since 1970
+	tainted   atomic.Bool          // a cancel request may come at any time
+	settings  settings
+
+	idleSince time.Time // when it went back to the pool, as far as is known
 }
 
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {
@@ -150,6 +160,7 @@ func (c *conn) Ping(ctx context.Context) error { return c.session.Ping(ctx) }
 func (c *conn) Close() error {
 	c.tx.abandon()
 	c.rawBlock.abandon()
+	c.connector.memory.detector.remove(c)
 	if c.hungUp {
 		return nil
 	}

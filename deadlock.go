@@ -6,6 +6,9 @@ import (
 	"strings"
 )
 
+// deadlockDetected is the SQLSTATE of a deadlock.
+const deadlockDetected = "40P01"
+
 // Deadlock is what a server reports of a deadlock it has resolved: who waited for
 // what. It is for people to read; nothing is decided by it.
 type Deadlock struct {
@@ -37,7 +40,7 @@ type DeadlockEdge struct {
 // its text, which the server may have translated, is understood.
 func ParseDeadlock(err error) (*Deadlock, bool) {
 	server, ok := asServerError(err)
-	if !ok || server.code != "40P01" {
+	if !ok || server.code != deadlockDetected {
 		return nil, false
 	}
 	deadlock := &Deadlock{Relation: lockedRelation(server.where)}

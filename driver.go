@@ -143,6 +143,8 @@ type Connector struct {
 	askCost  atomic.Int64 // of a question to the server, in nanoseconds
 	lastLoss atomic.Int64 // of a connection, in nanoseconds since 1970; 0 for none
 
+	memory conflictMemory
+
 	orphanCount atomic.Int64
 	mu          sync.Mutex
 	orphans     []orphan
@@ -178,6 +180,7 @@ func newConnector(inner driver.Connector, config *config) (*Connector, error) {
 		}
 	}
 	c := &Connector{inner: tapped, config: config, telemetry: newTelemetry(config)}
+	c.memory.connector, c.memory.detector.connector = c, c
 	c.askCost.Store(math.MaxInt64) // not known yet
 	if config.usesOtelsql() {
 		var err error
@@ -236,6 +239,7 @@ func (c *Connector) Driver() driver.Driver { return c.driver }
 
 // Close closes the inner connector, if it can be closed. sql.DB.Close calls it.
 func (c *Connector) Close() error {
+	c.memory.detector.close()
 	if closer, ok := c.inner.(io.Closer); ok {
 		return closer.Close()
 	}

@@ -40,6 +40,13 @@ var dsnParameters = []dsnParameter{
 		c.commitOutcome = CommitOutcome(outcome)
 		return nil
 	}},
+	{"pgretry_contention", "off, default or a comma-separated list of " + strings.Join(contentionNames, ", "), func(c *config, value string) error {
+		parts, err := parseContention(value)
+		if err != nil {
+			return err
+		}
+		return WithContention(parts).apply(c)
+	}},
 	{"pgretry_denied_functions", "a comma-separated list of function names such as send, audit_*, billing.charge", func(c *config, value string) error {
 		return WithDeniedFunctions(listed(value)...).apply(c)
 	}},
@@ -95,6 +102,26 @@ var dsnParameters = []dsnParameter{
 		}
 		return nil
 	}},
+}
+
+func parseContention(value string) (parts Contention, err error) {
+	switch value {
+	case "off":
+		return ContentionOff, nil
+	case "default":
+		return ContentionDefault, nil
+	}
+	for _, name := range listed(value) {
+		i := slices.Index(contentionNames, name)
+		if i < 0 {
+			return 0, errors.New("no such part")
+		}
+		parts |= 1 << i
+	}
+	if parts == ContentionOff {
+		return 0, errors.New("nothing is named")
+	}
+	return parts, nil
 }
 
 // oneOf returns "a, b or c".

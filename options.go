@@ -13,6 +13,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pgretry/pgretry/internal/gate"
 )
 
 // Mode says who retries.
@@ -131,15 +133,18 @@ func WithAlsoRetry(sqlStates ...string) RunOption {
 type PinPolicy uint8
 
 const (
+	// PinsLearned: as PinsReturning, but only in transactions of a kind, see
+	// [WithContention], whose replay has shown something else before, for want of a pin,
+	// and where they are of use. The default.
+	PinsLearned PinPolicy = iota
 	// PinsReturning: after a statement that showed rows which the transaction
 	// itself wrote or locked, such as INSERT … RETURNING and SELECT … FOR UPDATE.
-	// The default.
-	PinsReturning PinPolicy = iota
+	PinsReturning
 	// PinsNever: no savepoints but the application's.
 	PinsNever
 )
 
-var pinPolicyNames = []string{PinsReturning: "returning", PinsNever: "never"}
+var pinPolicyNames = []string{PinsLearned: "learned", PinsReturning: "returning", PinsNever: "never"}
 
 // String returns the policy's name as the DSN parameter pgretry_pins has it.
 func (p PinPolicy) String() string {
@@ -159,11 +164,12 @@ func (p PinPolicy) String() string {
 // statement that needs one, at most 64 in a transaction, and none once a plain read has
 // shown what others may change: the other side of a deadlock commits only afterwards,
 // and what it writes must not be overwritten. Pins are of no use where the deadlock is
-// about a lock that is older than the pin. The default is [PinsReturning].
+// about a lock that is older than the pin. The default is [PinsLearned], which costs nothing
+// where nothing conflicts.
 func WithPins(policy PinPolicy) Option {
 	return option(func(c *config) error {
 		if int(policy) >= len(pinPolicyNames) {
-			return fmt.Errorf("pgretry: pin policy is %d, allowed are PinsReturning and PinsNever", policy)
+			return fmt.Errorf("pgretry: pin policy is %d, allowed are PinsLearned, PinsReturning and PinsNever", policy)
 		}
 		c.pins = policy
 		return nil
@@ -232,6 +238,74 @@ func WithResolveTimeout(timeout time.Duration) Option {
 			return fmt.Errorf("pgretry: the resolve timeout is %s, allowed is a positive duration", timeout)
 		}
 		c.resolveTimeout = timeout
+		return nil
+	})
+}
+
+// Contention is what is done about transactions that deadlock with each other, see
+// [WithContention]. Parts are combined with |.
+type Contention uint8
+
+const (
+	// ContentionLimit: of a kind of transactions that deadlocks only so many run at once
+	// as do best. The others wait, the oldest goes first.
+	ContentionLimit Contention = 1 << iota
+	// ContentionDetector: a connection of the driver's own looks for deadlocks among
+	// transactions of such a kind where a statement has waited for 20 ms, and ends them,
+	// long before the server does after its deadlock_timeout.
+	ContentionDetector
+	// ContentionProbes: where nobody can look, as behind a pooler, waits for locks in
+	// RunInTx and Retry are bounded by lock_timeout, longer with each attempt and not at
+	// all in the last ones.
+	ContentionProbes
+	// ContentionProbeTransactions: also in transactions that the driver replays by itself,
+	// as long as they have shown nothing but row counts.
+	ContentionProbeTransactions
+	// ContentionShared: processes take turns with the transactions of such a kind, by an
+	// advisory lock of the session that the driver's own connection holds. The server has to
+	// be reached directly.
+	ContentionShared
+
+	// ContentionOff: nothing is remembered and nothing is done.
+	ContentionOff Contention = 0
+	// ContentionDefault is the default.
+	ContentionDefault = ContentionLimit | ContentionDetector | ContentionProbes
+)
+
+var contentionNames = []string{"limit", "detector", "probes", "transaction_probes", "shared"}
+
+// String returns the names of the parts as the DSN parameter pgretry_contention has them.
+func (c Contention) String() string {
+	if c == ContentionOff {
+		return "off"
+	}
+	var names []string
+	for i, name := range contentionNames {
+		if c&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	if c>>len(contentionNames) != 0 {
+		return fmt.Sprintf("Contention(%d)", uint8(c))
+	}
+	return strings.Join(names, ",")
+}
+
+// WithContention says what is done about transactions that deadlock with each other. Waiting
+// longer between attempts does not end a storm of deadlocks, each of which holds its locks
+// for the server's deadlock_timeout, one second by default; fewer transactions at once do,
+// and finding deadlocks sooner.
+//
+// The driver remembers, for five minutes, which kinds of transactions have deadlocked. A kind
+// is what [ContextWithName] says, or else the fingerprint of the first statement that locks
+// something. Others are not slowed down. What is done may delay a transaction, within
+// bounds, and changes nothing of what it does. The default is [ContentionDefault].
+func WithContention(parts Contention) Option {
+	return option(func(c *config) error {
+		if parts>>len(contentionNames) != 0 {
+			return fmt.Errorf("pgretry: contention is %d, allowed are the Contention constants and their combinations", parts)
+		}
+		c.contention = parts
 		return nil
 	})
 }
@@ -393,6 +467,9 @@ type config struct {
 	commitOutcome     CommitOutcome
 	resolveTimeout    time.Duration
 
+	contention Contention
+	gate       gate.Config
+
 	statementCache        int // statements, 0 for none
 	statementCacheInsists bool
 
@@ -420,6 +497,7 @@ func newConfig(options []Option) (*config, error) {
 		journalStatements: DefaultJournalStatements,
 		resolveTimeout:    DefaultResolveTimeout,
 		statementCache:    DefaultStatementCache,
+		contention:        ContentionDefault,
 
 		closing: closingTime,
 	}

@@ -67,12 +67,15 @@ func (c *conn) learnOrigin(ctx context.Context) error {
 	if c.originAsked {
 		return nil
 	}
-	c.originAsked, c.origin = true, origin{}
 	config := c.connector.config
-	if config.mode == ModeOff || config.commitOutcome == CommitReport || c.connector.noOutcome.Load() {
+	if config.commitOutcome == CommitReport && (config.contention&ContentionDetector == 0 || !c.connector.memory.isHot()) {
+		return nil // not yet, at least
+	}
+	c.originAsked, c.origin = true, origin{}
+	if config.mode == ModeOff || c.connector.noOutcome.Load() {
 		return nil
 	}
-	if !c.tap.libPQ && !c.tap.pgx && config.commitOutcome == CommitAuto {
+	if !c.tap.libPQ && !c.tap.pgx && config.commitOutcome != CommitResolve {
 		return nil // who knows what it leads to
 	}
 	began := config.now()
@@ -101,6 +104,7 @@ func (c *conn) learnOrigin(ctx context.Context) error {
 	}
 	c.origin = parseOrigin(answer)
 	c.origin.direct = c.origin.pid != "" && c.tap.backendPID() == c.origin.pid
+	c.connector.memory.detector.add(c)
 	return nil
 }
 

@@ -2,6 +2,8 @@ package pgretry
 
 import (
 	"context"
+	"slices"
+	"sync/atomic"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
 )
@@ -9,7 +11,7 @@ import (
 // pinBefore sets a pin before entry i, if something before it needs one.
 func (t *tx) pinBefore(ctx context.Context, s *call, i int) error {
 	config, points := t.conn.connector.config, &t.savepoints
-	if points.noPins || config.pins == PinsNever || t.state != txActive || s.kind == callPrepare || s.kind == callClose ||
+	if points.noPins || config.pins == PinsNever || config.pins == PinsLearned && !t.kind.wantsPins() || t.state != txActive || s.kind == callPrepare || s.kind == callClose ||
 		!points.needsPin(t.journal(), i) {
 		return nil
 	}
@@ -43,6 +45,55 @@ func (t *tx) pinBefore(ctx context.Context, s *call, i int) error {
 	points.due = false
 	points.stack = append(points.stack, savepoint{name: pinName, pin: true, after: i})
 	return nil
+}
+
+// pinRecord is whether pins pay in the transactions of a kind.
+type pinRecord struct {
+	missed atomic.Int32 // replays that diverged where a pin could have helped
+	tried  atomic.Int32 // conflicts after which a pin was gone back to
+	paid   atomic.Int32 // those of them that were hidden
+}
+
+// A pin that is of no use in pinTrials conflicts is set no more, unless it is of use in
+// one out of pinShare of them.
+const (
+	pinTrials = 20
+	pinShare  = 10
+)
+
+// wanted says whether pins are set.
+func (p *pinRecord) wanted() bool {
+	tried := p.tried.Load()
+	return p.missed.Load() > 0 && (tried < pinTrials || p.paid.Load()*pinShare >= tried)
+}
+
+func (k *kind) wantsPins() bool { return k != nil && k.pins.wanted() }
+
+// missedPin notes that a replay has diverged, where the transaction has shown what a pin
+// would have kept true.
+func (t *tx) missedPin() {
+	if t.conn.connector.config.pins != PinsLearned || !t.readCommitted() {
+		return
+	}
+	key := t.kindKey()
+	if key == (kindKey{}) || !slices.ContainsFunc(t.journal().entries, func(e entry) bool { return e.deservesPin() }) {
+		return
+	}
+	if t.kind == nil {
+		t.kind = t.conn.connector.memory.learn(key)
+	}
+	t.kind.pins.missed.Add(1)
+}
+
+// triedPin notes whether going back to a pin has helped.
+func (t *tx) triedPin(helped bool) {
+	if t.kind == nil {
+		return
+	}
+	t.kind.pins.tried.Add(1)
+	if helped {
+		t.kind.pins.paid.Add(1)
+	}
 }
 
 // pinError is a pin that could not be set though there was no conflict. The server

@@ -207,7 +207,7 @@ func enterListening(t *testing.T, statements ...string) (*arena, *listening) {
 		t.Fatal(err)
 	}
 	l := &listening{Connector: inner}
-	connector, err := NewConnector(l)
+	connector, err := NewConnector(l, WithPins(PinsReturning))
 	if err != nil {
 		t.Fatal(err)
 	}

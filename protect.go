@@ -133,6 +133,10 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 	info := analyze(s.text)
 	if s.kind != callPrepare {
 		t.observe(info)
+		t.observeTimeouts(info)
+		if err := t.queue(ctx, info, s.text); err != nil {
+			return false, err
+		}
 	}
 	if !t.covered {
 		if len(t.savepoints.stack) > 0 {
@@ -209,6 +213,9 @@ func (t *tx) judge(err error) verdict {
 func (t *tx) classify(err error) Class {
 	if t.conn.tap.cache.isStale(err) {
 		return ClassRetryable // it was kept prepared: the application is not to blame
+	}
+	if t.probeFailed(err) {
+		return ClassRetryable // a deadlock, as far as anybody can see
 	}
 	return Classify(err, PhaseStatement)
 }

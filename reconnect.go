@@ -48,6 +48,7 @@ func noAnswer(limit time.Duration, err error) error {
 func (c *conn) hangUp() {
 	if !c.hungUp {
 		c.hungUp = true
+		c.connector.memory.detector.remove(c)
 		_ = c.session.Close() // what is lost has nothing to say
 	}
 }
@@ -72,7 +73,8 @@ func (c *conn) reconnect(ctx context.Context) error {
 	c.session, c.tap = s, t
 	t.cache = newStatementCache(c.connector.config, t)
 	c.generation++
-	c.gone, c.hungUp, c.broken, c.originAsked = false, false, false, false
+	c.gone, c.hungUp, c.broken, c.originAsked, c.settings = false, false, false, false, settings{}
+	c.tainted.Store(false)
 	c.stateful, c.holdsCursor, c.rawOpen = false, false, false
 	if err := c.learnOrigin(ctx); err != nil {
 		c.gone, c.broken = true, true

@@ -45,7 +45,7 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 	}
 	lone := c.beginLone(ctx, s.text)
 	since := c.tap.mark()
-	result, err := s.exec(c, ctx)
+	result, err := c.execQueued(ctx, s)
 	if err != nil {
 		err = c.lostLone(ctx, s.text, since, err)
 	}
@@ -61,7 +61,7 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 			return nil, err
 		}
 		since = c.tap.mark()
-		if result, err = s.exec(c, r.run); err != nil {
+		if result, err = c.execQueued(r.run, s); err != nil {
 			err = c.lostLone(ctx, s.text, since, err)
 		}
 		if again, err := r.ended(err); !again {
@@ -83,7 +83,7 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 	}
 	lone := c.beginLone(ctx, s.text)
 	since := c.tap.mark()
-	inner, err := s.query(c, ctx)
+	inner, err := c.queryQueued(ctx, s)
 	if err != nil {
 		err = c.lostLone(ctx, s.text, since, err)
 	}
@@ -98,7 +98,7 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 				return nil, err
 			}
 			since = c.tap.mark()
-			if inner, err = s.query(c, r.run); err != nil {
+			if inner, err = c.queryQueued(r.run, s); err != nil {
 				err = c.lostLone(ctx, s.text, since, err)
 			}
 			again, err = r.ended(err)

@@ -161,11 +161,17 @@ func (r *replay) attempt(v verdict) (setback, error) {
 		failed = r.execute(r.first(from))
 	}
 	switch failed.kind {
+	case noSetback:
+		if pin {
+			t.triedPin(true)
+		}
 	case diverged:
 		if pin {
+			t.triedPin(false)
 			t.place.pinUseless = true
 			return setback{kind: conflicted, verdict: r.original}, nil // from somewhere else next
 		}
+		t.missedPin()
 		if r.mayHandOut() {
 			return setback{}, r.handOut(outcomeDiverged, "", r.differs(failed))
 		}
@@ -256,6 +262,7 @@ func (r *replay) goBack(from int, v verdict) setback {
 	}
 	t.state, t.first = txActive, verdict{}
 	t.savepoints.cut(from)
+	t.stayAfterDeadlock()
 	t.retried(v, 0, true)
 	t.startAttempt()
 	if useless, failed := r.holdsOlderLock(ctx, v, to); useless || failed.kind != noSetback {
@@ -293,6 +300,7 @@ func (r *replay) beginAgain(v verdict) setback {
 	if t.conn.gone {
 		t.conn.hangUp()
 	}
+	t.stay.leave(outcomeRetried)
 	t.savepoints.reset()
 	t.retried(v, r.wait, false)
 	waiting := r.newContext()
@@ -316,6 +324,9 @@ func (r *replay) beginAgain(v verdict) setback {
 	}
 	if err := t.conn.endOrphans(ctx); err != nil {
 		return r.unexpected(err)
+	}
+	if t.queueAgain(ctx) != nil {
+		return setback{kind: interrupted}
 	}
 	t.asked = t.conn.connector.config.now()
 	inner, err := t.conn.session.BeginTx(ctx, t.opts)

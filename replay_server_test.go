@@ -27,6 +27,12 @@ type arena struct {
 	pid   int // the rival's
 }
 
+// withPins puts pins first: most tests are not about a driver that learns where it needs
+// them.
+func withPins(options []Option) []Option {
+	return append([]Option{WithPins(PinsReturning)}, options...)
+}
+
 func enter(t *testing.T, options []Option, statements ...string) *arena {
 	t.Helper()
 	return enterOn(t, pgtest.DSN(t), options, statements...)
@@ -36,7 +42,7 @@ func enterOn(t *testing.T, dsn string, options []Option, statements ...string) *
 	t.Helper()
 	a := &arena{T: t, dsn: dsn}
 	var err error
-	if a.db, err = Open(dsn, options...); err != nil {
+	if a.db, err = Open(dsn, withPins(options)...); err != nil {
 		t.Fatal(err)
 	}
 	if a.plain, err = sql.Open("postgres", dsn); err != nil {

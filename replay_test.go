@@ -26,7 +26,7 @@ func newFixtureOver(t *testing.T, d *drivertest.Driver, options ...Option) *fixt
 	if err := f.db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	connector, err := NewConnector(d.Connector(), options...)
+	connector, err := NewConnector(d.Connector(), withPins(options)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,7 +71,7 @@ func (r *rows) Columns() []string {
 
 func (r *rows) Next(dest []driver.Value) error {
 	for {
-		err := r.Rows.Next(dest)
+		err := r.next(dest)
 		if err == nil {
 			// The values may be gone with the next call, so now is the time.
 			if r.watched && !r.shown.row(dest) {
@@ -88,6 +88,16 @@ func (r *rows) Next(dest []driver.Value) error {
 			return err
 		}
 	}
+}
+
+// next fetches a row. It may have to wait for its lock.
+func (r *rows) next(dest []driver.Value) error {
+	c := r.conn
+	if !c.connector.memory.isHot() || !c.tx.isOpen() {
+		return r.Rows.Next(dest)
+	}
+	c.takeOff()
+	return c.land(r.context(), r.Rows.Next(dest))
 }
 
 // unwatch gives up: there was a value that cannot be compared.

@@ -259,6 +259,7 @@ type loop struct {
 	ctx       context.Context // the caller's, with the transaction's span
 	span      trace.Span      // nil while spans go nowhere
 	current   *attempt
+	kind      *kind     // of an attempt that deadlocked
 	began     time.Time // the current attempt
 	previous  trace.SpanContext
 
@@ -409,7 +410,15 @@ func (l *loop) once(ctx context.Context, a *attempt, body func(context.Context, 
 			endSpan(a.currentSpan(), e)
 		}
 	}()
-	phase, err := body(ctx, a)
+	defer a.leave(outcomeRolledBack)
+	phase, err := PhaseBegin, l.queue(ctx, a)
+	if err == nil {
+		phase, err = body(ctx, a)
+	}
+	if err == nil {
+		a.leave(outcomeCommitted)
+	}
+	a.leave(outcomeRolledBack)
 	panicked = false
 	if err == nil {
 		endSpan(a.currentSpan(), ending{outcome: outcomeCommitted, statements: a.statementCount()})

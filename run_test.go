@@ -36,7 +36,7 @@ func newFixture(t *testing.T, options ...Option) *fixture {
 		Driver: drivertest.New(drivertest.WithFeatures(drivertest.LibPQ), drivertest.WithTransactionState(pq.ErrInFailedTransaction)),
 		t:      t, now: time.Unix(0, 0),
 	}
-	connector, err := NewConnector(f.Connector(), options...)
+	connector, err := NewConnector(f.Connector(), withPins(options)...)
 	if err != nil {
 		t.Fatal(err)
 	}

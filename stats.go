@@ -6,6 +6,7 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Stats is the coverage report of one database: what its transactions met and
@@ -69,9 +70,39 @@ type Stats struct {
 	// Reconnects counts new sessions that took the place of lost ones, for a replay.
 	// The pool's own connections do not count.
 	Reconnects int64
+	// DeadlocksFoundEarly counts deadlocks that the driver found and ended before the
+	// server's deadlock_timeout, see [ContentionDetector].
+	DeadlocksFoundEarly int64
+	// Kinds are the kinds of transactions that have deadlocked in the last minutes, see
+	// [WithContention], those with the most deadlocks first.
+	Kinds []KindStats
 	// PlainConflicts counts conflicts, and connections lost before COMMIT, outside
 	// closures that the application saw: what a closure would have survived.
 	PlainConflicts int64
+}
+
+// KindStats is what the driver remembers of a kind of transactions that has deadlocked.
+// What it counts begins anew when the kind was forgotten.
+type KindStats struct {
+	// Name is what [ContextWithName] said, "" if nothing.
+	Name string
+	// Fingerprint is that of the first statement that locks something, "" if there is a
+	// Name. See [Divergence].
+	Fingerprint string
+	// Deadlocks counts them, and waits that were too long, see [ContentionProbes].
+	Deadlocks int64
+	// DeadlocksFoundEarly counts those that the driver found and ended.
+	DeadlocksFoundEarly int64
+	// Limit is how many of these transactions may run at once; 0 if there is no limit at
+	// present. Kinds that deadlock with each other share one.
+	Limit int
+	// Running and Waiting are how many do at present.
+	Running, Waiting int
+	// Waits counts transactions that had to wait, Waited is for how long altogether.
+	Waits  int64
+	Waited time.Duration
+	// Pins is set if the driver sets pins in such transactions, see [PinsLearned].
+	Pins bool
 }
 
 // ProtectedShare is the share of logical transactions that could have been run
@@ -105,7 +136,9 @@ func StatsOf(db *sql.DB) (Stats, error) {
 	if connector == nil {
 		return Stats{}, &notOursError{"StatsOf"}
 	}
-	return connector.stats.snapshot(), nil
+	snapshot := connector.stats.snapshot()
+	snapshot.Kinds = connector.memory.snapshot()
+	return snapshot, nil
 }
 
 // stats are the live counters of a connector.
@@ -123,6 +156,7 @@ type stats struct {
 	journalPeak    atomic.Int64
 	byMode         atomic.Int64 // unprotected because of the mode: no place for a lock
 	reconnects     atomic.Int64
+	early          atomic.Int64
 	losses         [lossPlaces]atomic.Int64
 	fates          [fates]atomic.Int64
 
@@ -305,5 +339,7 @@ func (s *stats) snapshot() Stats {
 		ConnectionsLost:   named(s.losses[:], lossPlaceNames[:]),
 		Reconnects:        s.reconnects.Load(),
 		PlainConflicts:    s.plainConflicts.Load(),
+
+		DeadlocksFoundEarly: s.early.Load(),
 	}
 }

@@ -32,28 +32,29 @@ const (
 
 	eventResolved = "pgretry.commit.resolved"
 
-	keyFate       = attribute.Key("pgretry.commit.fate")
-	keyElapsed    = attribute.Key("pgretry.commit.resolve.duration")
-	keyPlace      = attribute.Key("pgretry.connection.place")
-	keyAttempt    = attribute.Key("pgretry.attempt")
-	keyAttempts   = attribute.Key("pgretry.attempts")
-	keyBackoff    = attribute.Key("pgretry.backoff")
-	keyClass      = attribute.Key("pgretry.class")
-	keyIsolation  = attribute.Key("pgretry.transaction.isolation")
-	keyKind       = attribute.Key("pgretry.attempt.kind")
-	keyMode       = attribute.Key("pgretry.mode")
-	keyName       = attribute.Key("pgretry.transaction.name")
-	keyOutcome    = attribute.Key("pgretry.outcome")
-	keyReadOnly   = attribute.Key("pgretry.transaction.read_only")
-	keyReason     = attribute.Key("pgretry.refusal.reason")
-	keyStatements = attribute.Key("pgretry.statements")
-	keyBlockers   = attribute.Key("pgretry.deadlock.blockers")
-	keyCycle      = attribute.Key("pgretry.deadlock.cycle")
-	keyModes      = attribute.Key("pgretry.deadlock.modes")
-	keyObjects    = attribute.Key("pgretry.deadlock.objects")
-	keyRelation   = attribute.Key("pgretry.deadlock.relation")
-	keyWaiters    = attribute.Key("pgretry.deadlock.waiters")
-	kindClosure   = "closure"
+	keyFate        = attribute.Key("pgretry.commit.fate")
+	keyElapsed     = attribute.Key("pgretry.commit.resolve.duration")
+	keyPlace       = attribute.Key("pgretry.connection.place")
+	keyAttempt     = attribute.Key("pgretry.attempt")
+	keyAttempts    = attribute.Key("pgretry.attempts")
+	keyBackoff     = attribute.Key("pgretry.backoff")
+	keyClass       = attribute.Key("pgretry.class")
+	keyFingerprint = attribute.Key("pgretry.transaction.fingerprint")
+	keyIsolation   = attribute.Key("pgretry.transaction.isolation")
+	keyKind        = attribute.Key("pgretry.attempt.kind")
+	keyMode        = attribute.Key("pgretry.mode")
+	keyName        = attribute.Key("pgretry.transaction.name")
+	keyOutcome     = attribute.Key("pgretry.outcome")
+	keyReadOnly    = attribute.Key("pgretry.transaction.read_only")
+	keyReason      = attribute.Key("pgretry.refusal.reason")
+	keyStatements  = attribute.Key("pgretry.statements")
+	keyBlockers    = attribute.Key("pgretry.deadlock.blockers")
+	keyCycle       = attribute.Key("pgretry.deadlock.cycle")
+	keyModes       = attribute.Key("pgretry.deadlock.modes")
+	keyObjects     = attribute.Key("pgretry.deadlock.objects")
+	keyRelation    = attribute.Key("pgretry.deadlock.relation")
+	keyWaiters     = attribute.Key("pgretry.deadlock.waiters")
+	kindClosure    = "closure"
 )
 
 // durationBoundaries are those of the semantic conventions for database
@@ -81,6 +82,9 @@ type telemetry struct {
 	resolve       metric.Float64Histogram
 	lost          metric.Int64Counter
 	replaced      metric.Int64Counter
+	limit         metric.Int64Gauge
+	queue         metric.Float64Histogram
+	early         metric.Int64Counter
 	byOutcome     [outcomes][]metric.RecordOption
 }
 
@@ -115,7 +119,7 @@ func newTelemetry(c *config) *telemetry {
 // instruments makes the instruments. What cannot be made does nothing and is
 // reported to OpenTelemetry's error handler: measuring is no reason not to work.
 func (t *telemetry) instruments(meter metric.Meter) {
-	var errs [10]error
+	var errs [13]error
 	t.duration, errs[0] = meter.Float64Histogram("pgretry.transaction.duration",
 		metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBoundaries...),
 		metric.WithDescription("Duration of logical transactions, all attempts and waits included."))
@@ -140,6 +144,13 @@ func (t *telemetry) instruments(meter metric.Meter) {
 		metric.WithUnit("{connection}"), metric.WithDescription("Connections that broke, by where that was noticed."))
 	t.replaced, errs[9] = meter.Int64Counter("pgretry.connection.replaced",
 		metric.WithUnit("{connection}"), metric.WithDescription("New sessions that took the place of lost ones for a replay."))
+	t.limit, errs[10] = meter.Int64Gauge("pgretry.contention.limit",
+		metric.WithUnit("{transaction}"), metric.WithDescription("Transactions of a kind that deadlocks that may run at once; 0 for any number."))
+	t.queue, errs[11] = meter.Float64Histogram("pgretry.contention.queue.duration",
+		metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBoundaries...),
+		metric.WithDescription("Time that transactions of such a kind waited before they could run."))
+	t.early, errs[12] = meter.Int64Counter("pgretry.contention.deadlocks.early",
+		metric.WithUnit("{deadlock}"), metric.WithDescription("Deadlocks found and ended by the driver, before the server's deadlock_timeout."))
 	for _, err := range errs {
 		if err != nil {
 			otel.Handle(err)
@@ -433,4 +444,28 @@ func stateAttributes(err error) []attribute.KeyValue {
 		return []attribute.KeyValue{semconv.DBResponseStatusCode(state)}
 	}
 	return nil
+}
+
+// attributes of a kind of transactions. There are maxKinds of them at most.
+func (k *kind) attributes(t *telemetry) metric.MeasurementOption {
+	name, key := k.key.name, keyName
+	if name == "" {
+		name, key = k.key.fingerprint, keyFingerprint
+	}
+	return metric.WithAttributes(append(t.attributes[:1:1], key.String(name))...)
+}
+
+// queued measures a wait at the gate of a kind.
+func (t *telemetry) queued(ctx context.Context, k *kind, waited time.Duration) {
+	t.queue.Record(ctx, waited.Seconds(), k.attributes(t))
+}
+
+// limited tells that another number of transactions of a kind may run at once.
+func (t *telemetry) limited(k *kind, limit int) {
+	t.limit.Record(context.Background(), int64(limit), k.attributes(t))
+}
+
+// foundEarly counts a deadlock that the driver has ended.
+func (t *telemetry) foundEarly(ctx context.Context) {
+	t.early.Add(ctx, 1, metric.WithAttributes(t.attributes[:1:1]...))
 }

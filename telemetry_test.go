@@ -347,12 +347,13 @@ func TestTheMetrics(t *testing.T) {
 
 		"pgretry.commit.resolve.duration": "s {commit.fate=unknown:1 bounds 9}",
 		"pgretry.connection.lost":         "{connection} {connection.place=commit:1}",
+		"pgretry.contention.limit":        "{transaction} {transaction.fingerprint=654ad11cbfcaa1c4:1}",
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %s\nwant %s", name, got[name], want)
 		}
 	}
-	if len(got) != 8 {
+	if len(got) != 9 {
 		t.Errorf("there are %d metrics: %v", len(got), got)
 	}
 }
@@ -380,6 +381,10 @@ func points(t *testing.T, m metricdata.Metrics) string {
 			all = append(all, fmt.Sprintf("{%s:%d sum %d}", set(p.Attributes), p.Count, p.Sum))
 		}
 	case metricdata.Sum[int64]:
+		for _, p := range d.DataPoints {
+			all = append(all, fmt.Sprintf("{%s:%d}", set(p.Attributes), p.Value))
+		}
+	case metricdata.Gauge[int64]:
 		for _, p := range d.DataPoints {
 			all = append(all, fmt.Sprintf("{%s:%d}", set(p.Attributes), p.Value))
 		}

@@ -52,6 +52,13 @@ type tx struct {
 	leavesState  bool // perhaps something that another session would lack
 	setsAccess   bool // SET TRANSACTION
 
+	// What the conflict memory knows it by.
+	locking     string // the text of the first statement that may lock something
+	kind        *kind  // nil if it is not one that has deadlocked
+	stay        stay   // at the kind's gate
+	probing     bool   // waits for locks are bounded by the driver
+	setsTimeout bool   // the application has perhaps bounded them
+
 	plain plainTx // telemetry of a transaction outside closures
 
 	// Statements whose context carries the span that BEGIN's carried are put
@@ -94,10 +101,12 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 		started: config.now(),
 	}
 	t.asked = t.started
+	c.since.Store(t.started.UnixNano())
 	a := attemptFrom(ctx)
 	if a != nil {
 		a.meets(c.connector)
 		t.attemptSpan = a.currentSpan()
+		c.since.Store(a.loop.started.UnixNano())
 	} else {
 		t.pace = pace{config: config, started: t.started, attempts: 1}
 		switch {
@@ -125,7 +134,13 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 		err = c.proveSession(beginContext)
 	}
 	if err == nil {
+		err = c.learnSettings(beginContext)
+	}
+	if err == nil {
 		err = c.endOrphans(beginContext)
+	}
+	if err == nil && a == nil {
+		err = t.queueByName(beginContext)
 	}
 	if err == nil {
 		inner, err = c.session.BeginTx(beginContext, opts)
@@ -251,6 +266,9 @@ func (t *tx) failed(err error) {
 // tellDeadlock adds the event to the attempt's span, wherever that is.
 func (t *tx) tellDeadlock(err error) {
 	t.conn.connector.telemetry.deadlock(t.currentSpan(), err)
+	if sqlState(err) == deadlockDetected || t.probeFailed(err) {
+		t.noteDeadlock(err)
+	}
 }
 
 // currentSpan returns the attempt's span, nil if there is none.
@@ -461,6 +479,7 @@ func (t *tx) end(o outcome, v verdict) {
 // finish tells of the end of the transaction.
 func (t *tx) finish(o outcome, v verdict, refusal RefusalReason) {
 	connector := t.conn.connector
+	t.stay.leave(o)
 	connector.stats.attemptEnded(o)
 	if t.attempt != nil {
 		t.attempt.txEnded(t.main, o, t.statements, v)
@@ -493,6 +512,8 @@ func (t *tx) forget() {
 		cancel(nil)
 	}
 	clear(t.cancels)
+	t.stay.leave(outcomeRolledBack)
+	t.kind, t.locking = nil, ""
 	t.journal().reset()
 	t.state, t.covered, t.poison = txNone, false, nil
 	t.inner, t.attempt, t.attemptSpan, t.plain, t.first = nil, nil, nil, plainTx{}, verdict{}

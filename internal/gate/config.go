@@ -8,7 +8,7 @@ import (
 // Defaults of [Config].
 const (
 	DefaultStall      = 1500 * time.Millisecond
-	DefaultMaxWait    = 5 * time.Second
+	DefaultMaxWait    = 30 * time.Second
 	DefaultMemory     = 30 * time.Second
 	DefaultRiseWait   = 100 * time.Millisecond
 	DefaultRiseMax    = 20 * time.Second
@@ -22,7 +22,10 @@ type Config struct {
 	// more pass. Default 1.5 s: longer than PostgreSQL's default deadlock_timeout, which
 	// is the usual reason for nobody to move.
 	Stall time.Duration
-	// MaxWait bounds every wait. Default 5 s.
+	// MaxWait bounds every wait; while there are more deadlocks than commits, those who
+	// have waited as long pass one by one. Default 30 s: where a deadlock takes a
+	// second to be found, thirty transactions that block each other need about as long
+	// to get out of the way, and whoever joins them before makes it longer.
 	MaxWait time.Duration
 	// Memory is how long a deadlock and what was measured are remembered. Default 30 s.
 	Memory time.Duration

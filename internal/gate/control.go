@@ -31,6 +31,13 @@ const (
 	waitShrink = 4
 )
 
+// longDrain is how long after a cut those that were let in before it may still be the
+// reason for how things go.
+const longDrain = 10 * time.Second
+
+// maxTrouble is after how many commits in a row trouble is over.
+const maxTrouble = 4
+
 // control finds the limit.
 type control struct {
 	config Config
@@ -45,10 +52,15 @@ type control struct {
 	unpaused   time.Duration // of the phase
 	demanded   time.Duration // of that, how long more were wanted inside
 
-	// After a cut, those beyond the new limit stay until they are done. Until then the
-	// old level is what is measured.
+	// After a cut, those that were let in before stay until they are done. Until then
+	// the old level is what is measured.
 	draining bool
 	drained  level
+	inside   int
+	old      int       // how many of those inside were let in before the last cut
+	cutAt    time.Time // when that was
+	stale    goodput   // since the last cut, whoever it was
+	trouble  int       // deadlocks less commits of late
 
 	booked time.Time // what was before is accounted for
 	demand bool
@@ -85,6 +97,7 @@ func (c *control) pass(now time.Time, inside, waiting int, paused bool) {
 	if c.start.IsZero() {
 		c.start, c.began, c.booked = now, now, now
 	}
+	c.inside = inside
 	passed := now.Sub(c.booked)
 	if passed < 0 {
 		return
@@ -111,6 +124,8 @@ func (c *control) pass(now time.Time, inside, waiting int, paused bool) {
 }
 
 func (c *control) commit(now time.Time) {
+	c.stale.commits++
+	c.trouble = max(c.trouble-1, 0)
 	if !c.demand {
 		return
 	}
@@ -120,18 +135,26 @@ func (c *control) commit(now time.Time) {
 	}
 }
 
+// leave takes note that a transaction leaves that was let in at a generation.
+func (c *control) leave(generation uint64) {
+	if generation < c.generation {
+		c.old--
+	}
+}
+
 // deadlock takes note of a deadlock of a transaction that was let in at a generation,
 // while so many were inside, itself included.
 func (c *control) deadlock(now time.Time, generation uint64, inside int) {
 	c.lastDeadlock = now
-	if generation != c.generation {
+	c.trouble = min(c.trouble+1, maxTrouble)
+	if generation != c.generation && !c.gridlocked() {
 		return
 	}
 	c.run.deadlocks++
 	switch c.phase {
 	case raising:
 		base := &c.estimates[c.base]
-		if !base.remembered(now, c.config.Memory) || c.run.rate() < base.rate() {
+		if !base.remembered(now, c.config.Memory) || c.estimates[c.level].rate() < base.rate() {
 			c.giveUpRaising(now)
 		}
 	case lowering:
@@ -142,6 +165,18 @@ func (c *control) deadlock(now time.Time, generation uint64, inside int) {
 		c.cut(now, inside)
 	}
 }
+
+// gridlocked takes note of a deadlock of a transaction that was let in before the last
+// cut. Such deadlocks are no news, unless they outnumber the commits since: then those
+// inside do nothing else, one deadlock after the other, and who is let in for one that
+// leaves only keeps that going.
+func (c *control) gridlocked() bool {
+	c.stale.deadlocks++
+	return c.stale.deadlocks > 2 && float64(c.stale.deadlocks) > c.stale.commits
+}
+
+// troubled says whether there were more deadlocks than commits of late.
+func (c *control) troubled() bool { return c.trouble > 1 }
 
 // half is the level for half of how many there are.
 func (c *control) half(inside int) level {
@@ -199,12 +234,13 @@ func (c *control) knownWorse(now time.Time, l level, than *estimate) bool {
 }
 
 // decide draws the conclusions that are due.
-func (c *control) decide(now time.Time, inside int) {
+func (c *control) decide(now time.Time) {
 	if c.level == unlimited {
 		return
 	}
-	if c.draining && (inside <= c.limit() || now.Sub(c.began) > c.config.Stall) {
+	if c.draining && (c.old <= 0 || now.Sub(c.cutAt) > longDrain) {
 		c.draining = false
+		c.begin(now, c.phase)
 	}
 	if now.Sub(c.lastDeadlock) >= c.config.Memory {
 		c.base = unlimited
@@ -281,7 +317,13 @@ func (c *control) giveUpRaising(now time.Time) {
 }
 
 func (c *control) judgeLowering(now time.Time) {
-	if c.draining || !c.run.conclusive() {
+	if c.draining {
+		return
+	}
+	if !c.run.conclusive() {
+		if c.unpaused >= epoch && !c.binding() {
+			c.accept(now)
+		}
 		return
 	}
 	base := &c.estimates[c.base]
@@ -306,6 +348,8 @@ func (c *control) waitAfter(wait, lost time.Duration) time.Duration {
 func (c *control) enter(now time.Time, p phase, to level) {
 	if to < c.level {
 		c.generation++
+		c.stale = goodput{}
+		c.old, c.cutAt = c.inside, now
 		if !c.draining {
 			c.draining, c.drained = true, c.level
 		}

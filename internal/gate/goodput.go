@@ -58,7 +58,7 @@ type estimate struct {
 func (e *estimate) add(now time.Time, commits, seconds float64, memory time.Duration) {
 	if passed := now.Sub(e.at); passed > 0 {
 		// After the memory's length five percent are left.
-		weight := math.Exp(-3 * passed.Seconds() / memory.Seconds())
+		weight := math.Exp(-1.5 * passed.Seconds() / memory.Seconds())
 		e.commits *= weight
 		e.seconds *= weight
 		e.known = e.known && passed < memory

@@ -29,6 +29,7 @@ type Ticket struct {
 	since   time.Time
 	arrived time.Time
 	until   time.Time // it passes anyway
+	firm    bool      // that is because of its deadline
 	number  uint64    // of its arrival
 	admit   func()
 
@@ -65,6 +66,7 @@ type Limiter struct {
 	paused    bool
 	dissolved bool
 	moved     time.Time // somebody was let in or left
+	left      int       // how many left since somebody passed who had waited too long
 
 	// A holder that does not leave while others wait may itself wait for one of them.
 	// Each loan stands for one such holder, as long as it stays.
@@ -72,6 +74,11 @@ type Limiter struct {
 	stuck  int    // how many of those inside at the last loan are still inside
 	loanAt uint64 // entries at the last loan
 }
+
+// leavePerOverdue is how many have to leave before the next passes who has waited
+// too long, while there are more deadlocks than commits. Otherwise those who pass keep
+// up for ever what they wait for the end of.
+const leavePerOverdue = 4
 
 // NewLimiter returns a Limiter without a limit.
 func NewLimiter(config Config) *Limiter {
@@ -87,8 +94,8 @@ func (l *Limiter) Arrive(now time.Time, r Request) *Ticket {
 	t := &Ticket{since: r.Since, arrived: now, number: l.arrivals, admit: r.Admit}
 	t.until = now.Add(l.config.MaxWait)
 	if !r.Deadline.IsZero() {
-		if half := now.Add(r.Deadline.Sub(now) / 2); half.Before(t.until) {
-			t.until = half
+		if half := now.Add(r.Deadline.Sub(now) / 2); !half.After(t.until) {
+			t.until, t.firm = half, true
 		}
 	}
 	l.waiting.add(t)
@@ -114,8 +121,10 @@ func (l *Limiter) Leave(now time.Time, t *Ticket, outcome Outcome) {
 	case Deadlocked:
 		l.control.deadlock(now, t.generation, l.inside)
 	}
+	l.control.leave(t.generation)
 	t.state = gone
 	l.inside--
+	l.left++
 	l.moved = now
 	if t.entry <= l.loanAt {
 		l.stuck--
@@ -165,6 +174,11 @@ func (l *Limiter) Expire(now time.Time, t *Ticket) {
 	l.account(now)
 	switch {
 	case !now.Before(t.until):
+		if !t.firm && l.control.troubled() && l.left < leavePerOverdue {
+			t.until = now.Add(l.config.Stall)
+			break
+		}
+		l.left = 0
 		l.letIn(now, t, true)
 	case !now.Before(l.stalls(t)):
 		l.loanAt, l.stuck = l.entries, l.inside
@@ -238,7 +252,7 @@ func (l *Limiter) account(now time.Time) {
 // settle draws the conclusions of what has just happened.
 func (l *Limiter) settle(now time.Time) {
 	if !l.paused && !l.dissolved {
-		l.control.decide(now, l.inside)
+		l.control.decide(now)
 	}
 	for len(l.waiting) > 0 && l.open() {
 		l.letIn(now, l.waiting[0], !l.room())

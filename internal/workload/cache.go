@@ -3,11 +3,12 @@ package workload
 import (
 	"context"
 	"database/sql"
+	"slices"
 )
 
 // cache deletes what has expired and reads the rest, beside upserts that prolong entries, several of
 // which expire at the same time. It is a frequent question: why does a DELETE deadlock?
-type cache struct{ seed uint64 }
+type cache struct{ settings }
 
 const (
 	cacheKeys  = 24
@@ -31,11 +32,19 @@ func (w cache) Setup(ctx context.Context, db *sql.DB) error {
 
 func (w cache) Transaction(id int64) Body {
 	if w.sweeps(id) {
-		return sweep(id)
+		return w.sweep(id)
 	}
 	keys := choose(draw(w.seed, id), cacheBatch, cacheKeys)
+	if w.ordered {
+		slices.Sort(keys)
+	}
 	return func(ctx context.Context, tx *sql.Tx) error {
-		for _, key := range keys {
+		for i, key := range keys {
+			if i > 0 {
+				if err := w.think(ctx); err != nil {
+					return err
+				}
+			}
 			_, err := tx.ExecContext(ctx, `
 				INSERT INTO cache (key, expires, writes) VALUES ($1, now(), 1)
 				ON CONFLICT (key) DO UPDATE SET expires = excluded.expires, writes = cache.writes + 1`, key)
@@ -47,12 +56,19 @@ func (w cache) Transaction(id int64) Body {
 	}
 }
 
-func sweep(id int64) Body {
+func (w cache) sweep(id int64) Body {
+	expired := `expires < now()`
+	if w.ordered {
+		expired = `key IN (SELECT key FROM cache WHERE expires < now() ORDER BY key FOR UPDATE)`
+	}
 	return func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `
-			WITH expired AS (DELETE FROM cache WHERE expires < now() RETURNING writes)
+			WITH expired AS (DELETE FROM cache WHERE `+expired+` RETURNING writes)
 			INSERT INTO sweeps SELECT $1, coalesce(sum(writes), 0) FROM expired`, id)
 		if err != nil {
+			return err
+		}
+		if err := w.think(ctx); err != nil {
 			return err
 		}
 		var left int

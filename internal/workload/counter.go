@@ -10,7 +10,7 @@ import (
 // do, with an event that refers to the child by the id the database gave it. The foreign key's check
 // locks the parent FOR KEY SHARE. Since PostgreSQL 9.3 an UPDATE of another column gets along with
 // that; a lock FOR UPDATE, which many put before it, does not.
-type counter struct{ seed uint64 }
+type counter struct{ settings }
 
 const counterParents = 2
 
@@ -36,17 +36,38 @@ func (w counter) Setup(ctx context.Context, db *sql.DB) error {
 func (w counter) Transaction(id int64) Body {
 	parent := w.parent(id)
 	return func(ctx context.Context, tx *sql.Tx) error {
-		var child int64
-		err := tx.QueryRowContext(ctx, `INSERT INTO children (parent, request) VALUES ($1, $2) RETURNING id`, parent, id).Scan(&child)
-		if err != nil {
-			return fmt.Errorf("insert the child: %w", err)
+		var child, children int64
+		insertChild := func() error {
+			err := tx.QueryRowContext(ctx, `INSERT INTO children (parent, request) VALUES ($1, $2) RETURNING id`, parent, id).Scan(&child)
+			if err != nil {
+				return fmt.Errorf("insert the child: %w", err)
+			}
+			return nil
 		}
-		var children int64
-		if err := tx.QueryRowContext(ctx, `SELECT children FROM parents WHERE id = $1 FOR UPDATE`, parent).Scan(&children); err != nil {
-			return fmt.Errorf("lock the parent: %w", err)
+		lockParent := func() error {
+			err := tx.QueryRowContext(ctx, `SELECT children FROM parents WHERE id = $1 FOR UPDATE`, parent).Scan(&children)
+			if err != nil {
+				return fmt.Errorf("lock the parent: %w", err)
+			}
+			return nil
+		}
+		first, second := insertChild, lockParent
+		if w.ordered {
+			first, second = lockParent, insertChild
+		}
+		for _, step := range []func() error{first, second} {
+			if err := step(); err != nil {
+				return err
+			}
+			if err := w.think(ctx); err != nil {
+				return err
+			}
 		}
 		if _, err := tx.ExecContext(ctx, `UPDATE parents SET children = $1 WHERE id = $2`, children+1, parent); err != nil {
 			return fmt.Errorf("update the counter: %w", err)
+		}
+		if err := w.think(ctx); err != nil {
+			return err
 		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO events (child, request) VALUES ($1, $2)`, child, id); err != nil {
 			return fmt.Errorf("insert the event: %w", err)

@@ -7,7 +7,7 @@ import (
 
 // crossing updates two rows, every other transaction in the opposite order: the example of Citus'
 // documentation on distributed deadlocks.
-type crossing struct{}
+type crossing struct{ settings }
 
 func (crossing) Name() string  { return "crossing" }
 func (crossing) About() string { return "two rows, updated in opposite orders" }
@@ -20,13 +20,18 @@ func (w crossing) Setup(ctx context.Context, db *sql.DB) error {
 		INSERT INTO words VALUES ('hello', 0), ('world', 0)`)
 }
 
-func (crossing) Transaction(id int64) Body {
+func (w crossing) Transaction(id int64) Body {
 	order := [2]string{"hello", "world"}
-	if id%2 != 0 {
+	if id%2 != 0 && !w.ordered {
 		order = [2]string{"world", "hello"}
 	}
 	return func(ctx context.Context, tx *sql.Tx) error {
-		for _, word := range order {
+		for i, word := range order {
+			if i > 0 {
+				if err := w.think(ctx); err != nil {
+					return err
+				}
+			}
 			if _, err := tx.ExecContext(ctx, `UPDATE words SET n = n + 1 WHERE word = $1`, word); err != nil {
 				return err
 			}

@@ -4,11 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 )
 
 // ids inserts an order, reads the id the database gave it, and inserts lines that refer to it, each
 // of which takes something from a product's stock: what every ORM does on Save.
-type ids struct{ seed uint64 }
+type ids struct{ settings }
 
 const (
 	idsProducts = 6
@@ -34,14 +35,23 @@ func (w ids) Setup(ctx context.Context, db *sql.DB) error {
 
 func (w ids) Transaction(id int64) Body {
 	products := w.products(id)
+	if w.ordered {
+		slices.Sort(products)
+	}
 	return func(ctx context.Context, tx *sql.Tx) error {
 		var order int64
 		if err := tx.QueryRowContext(ctx, `INSERT INTO orders (request) VALUES ($1) RETURNING id`, id).Scan(&order); err != nil {
 			return fmt.Errorf("insert the order: %w", err)
 		}
 		for _, product := range products {
+			if err := w.think(ctx); err != nil {
+				return err
+			}
 			if _, err := tx.ExecContext(ctx, `UPDATE products SET sold = sold + 1 WHERE id = $1`, product); err != nil {
 				return fmt.Errorf("take from the stock: %w", err)
+			}
+			if err := w.think(ctx); err != nil {
+				return err
 			}
 			_, err := tx.ExecContext(ctx, `INSERT INTO lines (order_id, product, request) VALUES ($1, $2, $3)`, order, product, id)
 			if err != nil {

@@ -8,7 +8,7 @@ import (
 
 // share reads a row FOR SHARE and then updates it: two who hold the lock wait for each other. It is
 // the first of Blue Matador's tips against deadlocks on RDS.
-type share struct{ seed uint64 }
+type share struct{ settings }
 
 const shareRows = 2
 
@@ -25,9 +25,16 @@ func (w share) Setup(ctx context.Context, db *sql.DB) error {
 
 func (w share) Transaction(id int64) Body {
 	row := w.row(id)
+	read := `SELECT n FROM stock WHERE id = $1 FOR SHARE`
+	if w.ordered {
+		read = `SELECT n FROM stock WHERE id = $1 FOR UPDATE`
+	}
 	return func(ctx context.Context, tx *sql.Tx) error {
 		var n int64
-		if err := tx.QueryRowContext(ctx, `SELECT n FROM stock WHERE id = $1 FOR SHARE`, row).Scan(&n); err != nil {
+		if err := tx.QueryRowContext(ctx, read, row).Scan(&n); err != nil {
+			return err
+		}
+		if err := w.think(ctx); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `UPDATE stock SET n = $1 WHERE id = $2`, n+1, row)

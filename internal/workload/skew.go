@@ -8,7 +8,7 @@ import (
 
 // skew is the textbook's write skew: a doctor goes off call if another one stays. Under REPEATABLE
 // READ two may go at once; SERIALIZABLE refuses one of them.
-type skew struct{ seed uint64 }
+type skew struct{ settings }
 
 const (
 	skewShifts  = 2
@@ -18,7 +18,12 @@ const (
 func (skew) Name() string  { return "skew" }
 func (skew) About() string { return "write skew under SERIALIZABLE: one doctor must stay on call" }
 
-func (skew) TxOptions() *sql.TxOptions { return &sql.TxOptions{Isolation: sql.LevelSerializable} }
+func (w skew) TxOptions() *sql.TxOptions {
+	if w.ordered {
+		return &sql.TxOptions{Isolation: sql.LevelReadCommitted}
+	}
+	return &sql.TxOptions{Isolation: sql.LevelSerializable}
+}
 
 func (w skew) Setup(ctx context.Context, db *sql.DB) error {
 	return create(ctx, db, w, fmt.Sprintf(`
@@ -32,14 +37,27 @@ func (w skew) Setup(ctx context.Context, db *sql.DB) error {
 func (w skew) Transaction(id int64) Body {
 	r := draw(w.seed, id)
 	shift, doctor := 1+r.IntN(skewShifts), 1+r.IntN(skewDoctors)
+	count := `SELECT count(*) FROM doctors WHERE shift = $1 AND on_call`
+	if w.ordered {
+		// FOR UPDATE returns each row as it is once the lock is had.
+		count = `
+			SELECT count(*) FILTER (WHERE on_call)
+			FROM (SELECT on_call FROM doctors WHERE shift = $1 ORDER BY doctor FOR UPDATE) AS locked`
+	}
 	return func(ctx context.Context, tx *sql.Tx) error {
 		var onCall int
-		if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM doctors WHERE shift = $1 AND on_call`, shift).Scan(&onCall); err != nil {
+		if err := tx.QueryRowContext(ctx, count, shift).Scan(&onCall); err != nil {
 			return fmt.Errorf("count doctors on call: %w", err)
+		}
+		if err := w.think(ctx); err != nil {
+			return err
 		}
 		// Noted before it is mended, so that a shift left without a doctor does not go unseen.
 		if _, err := tx.ExecContext(ctx, `INSERT INTO rota (id, shift, on_call_before) VALUES ($1, $2, $3)`, id, shift, onCall); err != nil {
 			return fmt.Errorf("note who was on call: %w", err)
+		}
+		if err := w.think(ctx); err != nil {
+			return err
 		}
 		if onCall > 1 {
 			_, err := tx.ExecContext(ctx, `UPDATE doctors SET on_call = false WHERE shift = $1 AND doctor = $2`, shift, doctor)

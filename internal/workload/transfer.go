@@ -8,24 +8,24 @@ import (
 
 // transfer moves money between hot accounts and enters it in a ledger.
 type transfer struct {
-	seed    uint64
+	settings
 	variant transferVariant
 }
 
 type transferVariant struct {
 	suffix, about string
 	level         sql.IsolationLevel
-	move          func(context.Context, *sql.Tx, payment) error
+	move          func(transfer, context.Context, *sql.Tx, payment) error
 }
 
 // The first variant leaves the arithmetic to the database and reads nothing. The others read both
 // balances, compute, and write both. READ COMMITTED needs FOR UPDATE for that, or it would silently
 // lose updates; the higher levels notice by themselves.
 var (
-	addInPlace     = transferVariant{"write", "two UPDATEs that add, READ COMMITTED", sql.LevelReadCommitted, add}
-	readCommitted  = transferVariant{"rc", "read, then write, READ COMMITTED with FOR UPDATE", sql.LevelReadCommitted, readAndWrite(" FOR UPDATE")}
-	repeatableRead = transferVariant{"rr", "read, then write, REPEATABLE READ", sql.LevelRepeatableRead, readAndWrite("")}
-	serializable   = transferVariant{"ser", "read, then write, SERIALIZABLE", sql.LevelSerializable, readAndWrite("")}
+	addInPlace     = transferVariant{"write", "two UPDATEs that add, READ COMMITTED", sql.LevelReadCommitted, transfer.add}
+	readCommitted  = transferVariant{"rc", "read, then write, READ COMMITTED with FOR UPDATE", sql.LevelReadCommitted, transfer.readAndWrite}
+	repeatableRead = transferVariant{"rr", "read, then write, REPEATABLE READ", sql.LevelRepeatableRead, transfer.readAndWrite}
+	serializable   = transferVariant{"ser", "read, then write, SERIALIZABLE", sql.LevelSerializable, transfer.readAndWrite}
 )
 
 const (
@@ -36,7 +36,14 @@ const (
 func (w transfer) Name() string  { return "transfer/" + w.variant.suffix }
 func (w transfer) About() string { return "money between hot accounts: " + w.variant.about }
 
-func (w transfer) TxOptions() *sql.TxOptions { return &sql.TxOptions{Isolation: w.variant.level} }
+func (w transfer) TxOptions() *sql.TxOptions { return &sql.TxOptions{Isolation: w.level()} }
+
+func (w transfer) level() sql.IsolationLevel {
+	if w.ordered {
+		return sql.LevelReadCommitted
+	}
+	return w.variant.level
+}
 
 func (w transfer) Setup(ctx context.Context, db *sql.DB) error {
 	return create(ctx, db, w, fmt.Sprintf(`
@@ -48,7 +55,10 @@ func (w transfer) Setup(ctx context.Context, db *sql.DB) error {
 func (w transfer) Transaction(id int64) Body {
 	p := w.payment(id)
 	return func(ctx context.Context, tx *sql.Tx) error {
-		if err := w.variant.move(ctx, tx, p); err != nil {
+		if err := w.variant.move(w, ctx, tx, p); err != nil {
+			return err
+		}
+		if err := w.think(ctx); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO ledger (id, payer, payee, amount) VALUES ($1, $2, $3, $4)`, id, p.payer, p.payee, p.amount)
@@ -56,36 +66,74 @@ func (w transfer) Transaction(id int64) Body {
 	}
 }
 
-// add locks the accounts in whatever order they were drawn.
-func add(ctx context.Context, tx *sql.Tx, p payment) error {
-	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET balance = balance - $1 WHERE id = $2`, p.amount, p.payer); err != nil {
+// add locks the accounts in whatever order they were drawn, unless the workload is ordered.
+func (w transfer) add(ctx context.Context, tx *sql.Tx, p payment) error {
+	debit := func() error {
+		if _, err := tx.ExecContext(ctx, `UPDATE accounts SET balance = balance - $1 WHERE id = $2`, p.amount, p.payer); err != nil {
+			return fmt.Errorf("debit the payer: %w", err)
+		}
+		return nil
+	}
+	credit := func() error {
+		if _, err := tx.ExecContext(ctx, `UPDATE accounts SET balance = balance + $1 WHERE id = $2`, p.amount, p.payee); err != nil {
+			return fmt.Errorf("credit the payee: %w", err)
+		}
+		return nil
+	}
+	return w.both(ctx, p, debit, credit)
+}
+
+func (w transfer) readAndWrite(ctx context.Context, tx *sql.Tx, p payment) error {
+	read := `SELECT balance FROM accounts WHERE id = $1`
+	if w.level() == sql.LevelReadCommitted {
+		read += ` FOR UPDATE`
+	}
+	var payerHas, payeeHas int64
+	readPayer := func() error {
+		if err := tx.QueryRowContext(ctx, read, p.payer).Scan(&payerHas); err != nil {
+			return fmt.Errorf("read the payer's balance: %w", err)
+		}
+		return nil
+	}
+	readPayee := func() error {
+		if err := tx.QueryRowContext(ctx, read, p.payee).Scan(&payeeHas); err != nil {
+			return fmt.Errorf("read the payee's balance: %w", err)
+		}
+		return nil
+	}
+	if err := w.both(ctx, p, readPayer, readPayee); err != nil {
+		return err
+	}
+	if err := w.think(ctx); err != nil {
+		return err
+	}
+	const write = `UPDATE accounts SET balance = $1 WHERE id = $2`
+	if _, err := tx.ExecContext(ctx, write, payerHas-p.amount, p.payer); err != nil {
 		return fmt.Errorf("debit the payer: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET balance = balance + $1 WHERE id = $2`, p.amount, p.payee); err != nil {
+	if err := w.think(ctx); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, write, payeeHas+p.amount, p.payee); err != nil {
 		return fmt.Errorf("credit the payee: %w", err)
 	}
 	return nil
 }
 
-func readAndWrite(lock string) func(context.Context, *sql.Tx, payment) error {
-	read := `SELECT balance FROM accounts WHERE id = $1` + lock
-	const write = `UPDATE accounts SET balance = $1 WHERE id = $2`
-	return func(ctx context.Context, tx *sql.Tx, p payment) error {
-		var payerHas, payeeHas int64
-		if err := tx.QueryRowContext(ctx, read, p.payer).Scan(&payerHas); err != nil {
-			return fmt.Errorf("read the payer's balance: %w", err)
-		}
-		if err := tx.QueryRowContext(ctx, read, p.payee).Scan(&payeeHas); err != nil {
-			return fmt.Errorf("read the payee's balance: %w", err)
-		}
-		if _, err := tx.ExecContext(ctx, write, payerHas-p.amount, p.payer); err != nil {
-			return fmt.Errorf("debit the payer: %w", err)
-		}
-		if _, err := tx.ExecContext(ctx, write, payeeHas+p.amount, p.payee); err != nil {
-			return fmt.Errorf("credit the payee: %w", err)
-		}
-		return nil
+// both does something to the payer's account and then to the payee's, or, where the workload is
+// ordered, to the lower account first.
+func (w transfer) both(ctx context.Context, p payment, payer, payee func() error) error {
+	first, second := payer, payee
+	if w.ordered && p.payee < p.payer {
+		first, second = payee, payer
 	}
+	if err := first(); err != nil {
+		return err
+	}
+	if err := w.think(ctx); err != nil {
+		return err
+	}
+	return second()
 }
 
 type payment struct {

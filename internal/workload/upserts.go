@@ -1,13 +1,15 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
+	"slices"
 )
 
 // upserts writes batches of INSERT … ON CONFLICT DO UPDATE on daily spend rows in whatever order
 // they were collected: https://github.com/BerriAI/litellm/issues/15281.
-type upserts struct{ seed uint64 }
+type upserts struct{ settings }
 
 const (
 	spendTeams = 24
@@ -31,8 +33,16 @@ func (w upserts) Setup(ctx context.Context, db *sql.DB) error {
 
 func (w upserts) Transaction(id int64) Body {
 	spends := w.spends(id)
+	if w.ordered {
+		slices.SortFunc(spends, func(a, b spend) int { return cmp.Compare(a.team, b.team) })
+	}
 	return func(ctx context.Context, tx *sql.Tx) error {
-		for _, s := range spends {
+		for i, s := range spends {
+			if i > 0 {
+				if err := w.think(ctx); err != nil {
+					return err
+				}
+			}
 			_, err := tx.ExecContext(ctx, `
 				INSERT INTO daily_spend (team, day, amount, requests) VALUES ($1, '2025-10-09', $2, 1)
 				ON CONFLICT (team, day) DO UPDATE

@@ -38,27 +38,31 @@ type Workload interface {
 
 // All returns every workload in the order in which they are shown. The seed decides what each
 // transaction touches.
-func All(seed uint64) []Workload {
+func All(seed uint64, options ...Option) []Workload {
+	s := settings{seed: seed}
+	for _, option := range options {
+		option(&s)
+	}
 	return []Workload{
-		crossing{},
-		upserts{seed: seed},
-		cache{seed: seed},
-		counter{seed: seed},
-		share{seed: seed},
-		skew{seed: seed},
-		transfer{seed: seed, variant: addInPlace},
-		transfer{seed: seed, variant: readCommitted},
-		transfer{seed: seed, variant: repeatableRead},
-		transfer{seed: seed, variant: serializable},
-		ids{seed: seed},
+		crossing{s},
+		upserts{s},
+		cache{s},
+		counter{s},
+		share{s},
+		skew{s},
+		transfer{s, addInPlace},
+		transfer{s, readCommitted},
+		transfer{s, repeatableRead},
+		transfer{s, serializable},
+		ids{s},
 	}
 }
 
 // Select returns the named workloads in the order of All, each once. A name before a slash stands
 // for all of its variants: "transfer" for "transfer/write", "transfer/rc" and so on. No names select
 // everything; a name that nothing answers to is an error that lists the right ones.
-func Select(seed uint64, names []string) ([]Workload, error) {
-	all := All(seed)
+func Select(seed uint64, names []string, options ...Option) ([]Workload, error) {
+	all := All(seed, options...)
 	if len(names) == 0 {
 		return all, nil
 	}

@@ -11,8 +11,8 @@ import (
 	_ "github.com/lib/pq"
 	"go.uber.org/goleak"
 
-	"github.com/pgretry/pgretry/internal/workload"
 	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
+	"github.com/pgretry/pgretry/internal/workload"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }

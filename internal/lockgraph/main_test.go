@@ -1,4 +1,4 @@
-package bench
+package lockgraph_test
 
 import (
 	"os"
