@@ -85,6 +85,7 @@ func (c *conn) Raw() driver.Conn {
 		c.tx.wrote, c.tx.hiddenEffect = true, true
 	}
 	c.stateful = true // who knows
+	c.tap.cache.suspend()
 	return c.tap.Conn
 }
 

@@ -34,6 +34,7 @@ const (
 	tagBytes
 	tagString
 	tagTime
+	tagTimeUTC
 	tagZone
 	tagOther
 	tagColumn
@@ -53,10 +54,61 @@ func (d digest) with(tag digestTag, value uint64) digest {
 	return digest(high ^ low)
 }
 
+// pair is a step for two values at once.
+func (d digest) pair(tag digestTag, first, second uint64) digest {
+	high, low := bits.Mul64(first^digestKeys[0], second^(uint64(d)+uint64(tag))^digestKeys[1])
+	return digest(high ^ low)
+}
+
+// shortText is how many bytes are added in one step.
+const shortText = 16
+
+// short adds up to shortText bytes. All of them are in the two halves, which overlap unless
+// there are sixteen; the length tells apart what fills them alike.
+func short[T string | []byte](d digest, tag digestTag, text T) digest {
+	n := len(text)
+	tag |= digestTag(n) << 8
+	switch {
+	case n >= 8:
+		return d.pair(tag, eightBytes(text[:8]), eightBytes(text[n-8:]))
+	case n >= 4:
+		return d.pair(tag, fourBytes(text[:4]), fourBytes(text[n-4:]))
+	case n > 0:
+		return d.with(tag, uint64(text[0])|uint64(text[n>>1])<<8|uint64(text[n-1])<<16)
+	}
+	return d.with(tag, 0)
+}
+
+func eightBytes[T string | []byte](b T) uint64 {
+	_ = b[7]
+	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
+		uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
+}
+
+func fourBytes[T string | []byte](b T) uint64 {
+	_ = b[3]
+	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24
+}
+
+// withText and withBytes add a string or bytes.
+func withText(d digest, tag digestTag, s string) digest {
+	if len(s) <= shortText {
+		return short(d, tag, s)
+	}
+	return d.with(tag, maphash.String(digestSeed, s))
+}
+
+func withBytes(d digest, tag digestTag, b []byte) digest {
+	if len(b) <= shortText {
+		return short(d, tag, b)
+	}
+	return d.with(tag, maphash.Bytes(digestSeed, b))
+}
+
 func (d *digest) add(tag digestTag, value uint64) { *d = d.with(tag, value) }
 
 func (d *digest) addString(tag digestTag, s string) {
-	d.add(tag, maphash.String(digestSeed, s))
+	*d = withText(*d, tag, s)
 }
 
 // addValue adds a cell. It is false if the value's type is none that can be compared.
@@ -69,7 +121,7 @@ func (d *digest) addValue(value driver.Value) bool {
 	case string:
 		d.addString(tagString, value)
 	case []byte:
-		d.add(tagBytes, maphash.Bytes(digestSeed, value))
+		*d = withBytes(*d, tagBytes, value)
 	case bool:
 		if value {
 			d.add(tagTrue, 0)
@@ -88,6 +140,10 @@ func (d *digest) addValue(value driver.Value) bool {
 
 // addTime adds the instant and what is shown of its zone.
 func (d *digest) addTime(t time.Time) {
+	if t.Location() == time.UTC {
+		*d = d.pair(tagTimeUTC, uint64(t.Unix()), uint64(t.Nanosecond()))
+		return
+	}
 	d.add(tagTime, uint64(t.Unix()))
 	name, offset := t.Zone()
 	d.add(tagZone, uint64(offset)<<32|uint64(t.Nanosecond()))
@@ -181,9 +237,9 @@ func (s *shown) row(values []driver.Value) bool {
 		case int64:
 			sum = sum.with(tagInt, uint64(value))
 		case string:
-			sum = sum.with(tagString, maphash.String(digestSeed, value))
+			sum = withText(sum, tagString, value)
 		case []byte:
-			sum = sum.with(tagBytes, maphash.Bytes(digestSeed, value))
+			sum = withBytes(sum, tagBytes, value)
 		default:
 			other := sum
 			if !other.addValue(value) {

@@ -112,9 +112,6 @@ func (r *rows) Close() error {
 	for {
 		r.shut = true
 		err := r.Rows.Close()
-		if cache := r.conn.tap.cache; cache != nil {
-			cache.closed(r.conn.tap)
-		}
 		if err != nil {
 			again, err := r.failed(err, atClose)
 			if again {

@@ -7,6 +7,9 @@ import (
 	"hash/maphash"
 	"math/rand/v2"
 	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -44,11 +47,10 @@ type statementCache struct {
 	seed    maphash.Seed
 	seen    [seenTexts]uint64
 
-	inProgress reflect.Value // lib/pq's, by which it knows that rows are being read
-	suspended  bool          // until the transaction ends: it has changed what names mean
-	cursor     reflect.Value // lib/pq's rows of a cached statement, while they may be open
-	context    context.Context
-	failure    error // of a cached statement, that another attempt would perhaps not have
+	inProgress *uint32 // lib/pq's, by which it knows that rows are being read
+	suspended  bool    // until the transaction ends: it has changed what names mean
+	asking     bool    // for the driver itself, which changes no meaning
+	failure    error   // of a cached statement, that another attempt would perhaps not have
 }
 
 type cacheState uint8
@@ -63,7 +65,7 @@ const (
 type cachedStatement struct {
 	text         string
 	stmt         cacheableStmt // nil if it is better not kept
-	prepared     time.Time
+	prepared     time.Time     // or found to be better not kept
 	newer, older *cachedStatement
 }
 
@@ -80,24 +82,30 @@ func newStatementCache(config *config, t *tap) *statementCache {
 		return nil
 	}
 	inner := reflect.ValueOf(t.Conn).Elem()
-	binary, progress := inner.FieldByName("cfg").FieldByName("BinaryParameters"), inner.FieldByName("inProgress")
-	if binary.Kind() != reflect.Bool || binary.Bool() || progress.Kind() != reflect.Struct {
-		return nil
-	}
-	if progress = progress.FieldByName("v"); progress.Kind() != reflect.Uint32 || !startNamesAtRandom(inner) {
+	binary, progress := field(field(inner, "cfg"), "BinaryParameters"), field(field(inner, "inProgress"), "v")
+	if binary.Kind() != reflect.Bool || binary.Bool() || progress.Kind() != reflect.Uint32 || !startNamesAtRandom(inner) {
 		return nil
 	}
 	return &statementCache{
-		inProgress: progress,
+		inProgress: (*uint32)(unsafe.Pointer(progress.UnsafeAddr())), //nolint:gosec // the kind was checked
 		config:     config, entries: make(map[string]*cachedStatement), seed: maphash.MakeSeed(),
 		wanted: config.statementCacheInsists,
 	}
 }
 
+// field returns a field of a struct, the zero Value if there is none: another version of
+// lib/pq may have others.
+func field(outer reflect.Value, name string) reflect.Value {
+	if outer.Kind() != reflect.Struct {
+		return reflect.Value{}
+	}
+	return outer.FieldByName(name)
+}
+
 // startNamesAtRandom makes lib/pq, which names prepared statements by a number that it
 // counts up, begin somewhere else in each session. It says whether that was possible.
 func startNamesAtRandom(inner reflect.Value) bool {
-	counter := inner.FieldByName("namei")
+	counter := field(inner, "namei")
 	if counter.Kind() != reflect.Int || !counter.CanAddr() {
 		return false
 	}
@@ -107,26 +115,30 @@ func startNamesAtRandom(inner reflect.Value) bool {
 	return true
 }
 
-// errQueryInProgress is lib/pq's, which does not look for it where a statement was prepared
-// before.
+// errQueryInProgress is lib/pq's. It does not look for it where a statement was prepared
+// before, and does not note that rows are being read where a query has arguments: what is
+// sent then takes the rest of the rows for its answer.
 var errQueryInProgress = errors.New("pq: there is already a query being processed on this connection")
 
 // take returns the statement that the text is to be executed by, nil if that is not a
 // cached one. An error is the call's.
 func (c *statementCache) take(ctx context.Context, t *tap, text string, args []driver.NamedValue) (*cachedStatement, error) {
-	if c.isReading() || c.inProgress.Uint() != 0 {
+	c.failure = nil
+	switch {
+	case c.asking || c.state == cacheOff:
+		return nil, nil
+	case !t.isValid():
+		return nil, driver.ErrBadConn
+	case c.isReading():
 		return nil, errQueryInProgress
 	}
-	c.failure = nil
-	if c.suspended && t.txStatus() == 'I' {
-		c.suspended = false
-	}
+	c.resume(t)
 	if c.state == cacheOn && len(args) > 0 {
 		if found := c.entries[text]; found != nil {
-			if found.stmt == nil {
+			switch young := c.config.now().Sub(found.prepared) < cachedFor; {
+			case young && found.stmt == nil:
 				return nil, nil
-			}
-			if c.config.now().Sub(found.prepared) < cachedFor {
+			case young:
 				c.use(found)
 				return found, nil
 			}
@@ -138,7 +150,10 @@ func (c *statementCache) take(ctx context.Context, t *tap, text string, args []d
 	switch {
 	case info.InvalidatesPrepared(text, c.allowed()):
 		c.invalidate(info, t)
-	case len(args) == 0 || len(text) > cachedTextBytes || !isCacheable(info) || !c.hasSeen(text):
+		if dropsAll(text) && t.txStatus() == 'I' {
+			c.stale = nil
+		}
+	case len(args) == 0 || len(text) > cachedTextBytes || !isCacheable(info) || readsClock(text) || !c.hasSeen(text):
 	case c.state == cacheOn && !c.suspended:
 		return c.prepare(ctx, t, text)
 	case c.state == cacheUnproved:
@@ -161,11 +176,49 @@ func isCacheable(info *sqltext.Info) bool {
 			sqltext.Merge, sqltext.With, sqltext.Values))
 }
 
+// clockWords mean another time each time that they are read.
+var clockWords = [...]string{"now", "today", "tomorrow", "yesterday"}
+
+// readsClock says whether a text could have a literal such as 'now' or 'tomorrow 8:00',
+// which means the time when it is prepared.
+func readsClock(text string) bool {
+	lower := strings.ToLower(text)
+	return slices.ContainsFunc(clockWords[:], func(word string) bool {
+		for from := 0; ; {
+			at := strings.Index(lower[from:], word)
+			if at < 0 {
+				return false
+			}
+			before := lower[:from+at]
+			from += at + len(word)
+			after := strings.TrimLeft(lower[from:], " \t\r\n\f\v")
+			call := word == "now" && strings.HasPrefix(after, "(")
+			if !call && !endsInWord(before) && !strings.HasPrefix(lower[from:], "_") && !beginsWithLetter(lower[from:]) {
+				return true
+			}
+		}
+	})
+}
+
+func endsInWord(text string) bool {
+	return text != "" && (text[len(text)-1] == '_' || beginsWithLetter(text[len(text)-1:]))
+}
+
+func beginsWithLetter(text string) bool {
+	return text != "" && (text[0] >= 'a' && text[0] <= 'z' || text[0] >= 0x80)
+}
+
+// dropsAll says whether the text drops all that the session has prepared.
+func dropsAll(text string) bool {
+	words := strings.Fields(strings.ToLower(strings.TrimRight(text, "; \t\r\n\f\v")))
+	return slices.Equal(words, []string{"discard", "all"}) || slices.Equal(words, []string{"deallocate", "all"})
+}
+
 // hasSeen says whether the text was used before, as far as is remembered. A text that is
 // used once only, like one with literals in it, is not worth preparing.
 func (c *statementCache) hasSeen(text string) bool {
 	hash := maphash.String(c.seed, text) | 1
-	place := &c.seen[hash%seenTexts]
+	place := &c.seen[(hash>>1)%seenTexts]
 	if *place == hash {
 		return true
 	}
@@ -268,23 +321,40 @@ func (c *statementCache) isInvalidatedBy(text string) *sqltext.Info {
 
 // forget begins anew: the session may have lost what was prepared, and its settings.
 func (c *statementCache) forget() {
-	c.dropAll()
-	c.stale = nil // closing what is not there is no error, but nobody needs it
+	c.dropAll() // closing what is not there is no error
 	if c.state == cacheOn {
 		c.state = cacheUnproved
 	}
 }
 
-// isReading says whether the rows of a cached statement are still being read.
-func (c *statementCache) isReading() bool {
-	if !c.cursor.IsValid() {
-		return false
+// isReading says whether rows are still being read.
+func (c *statementCache) isReading() bool { return atomic.LoadUint32(c.inProgress) != 0 }
+
+// reads notes that rows are being read, until lib/pq has read the last.
+func (c *statementCache) reads() { atomic.StoreUint32(c.inProgress, 1) }
+
+// asks notes that the driver itself asks for something, until answered is called.
+func (c *statementCache) asks() (answered func()) {
+	if c == nil {
+		return func() {}
 	}
-	if !c.cursor.Bool() {
-		return true
+	c.asking = true
+	return func() { c.asking = false }
+}
+
+// suspend is for what may happen unseen, perhaps in a transaction.
+func (c *statementCache) suspend() {
+	if c != nil {
+		c.forget()
+		c.suspended = true
 	}
-	c.cursor = reflect.Value{}
-	return false
+}
+
+// resume takes up again what a transaction has suspended, if it is over.
+func (c *statementCache) resume(t *tap) {
+	if c.suspended && t.txStatus() == 'I' {
+		c.suspended = false
+	}
 }
 
 // exec executes a cached statement.
@@ -304,16 +374,16 @@ func (c *statementCache) exec(ctx context.Context, t *tap, s *cachedStatement, a
 func (c *statementCache) query(ctx context.Context, t *tap, s *cachedStatement, args []driver.NamedValue) (driver.Rows, error) {
 	rows, err := s.stmt.QueryContext(ctx, args)
 	if err == nil {
-		c.cursor = reflect.ValueOf(rows).Elem().FieldByName("done")
-		if c.cursor.Kind() != reflect.Bool {
-			c.cursor, c.state = reflect.Value{}, cacheOff
+		c.reads()
+		if real, ok := rows.(pqRows); ok {
+			return &cachedRows{pqRows: real, tap: t, ctx: ctx}, nil
 		}
-		c.context = ctx
+		c.state = cacheOff
 		return rows, nil
 	}
 	c.ended(ctx, t)
 	if c.failed(t, s, err) {
-		return t.query.QueryContext(ctx, s.text, args)
+		return t.queryOnce(ctx, s.text, args)
 	}
 	return nil, err
 }
@@ -327,12 +397,31 @@ func (c *statementCache) ended(ctx context.Context, t *tap) {
 	}
 }
 
-// closed is ended for rows, when they are closed.
-func (c *statementCache) closed(t *tap) {
-	if c.context != nil {
-		c.ended(c.context, t)
-		c.context = nil
-	}
+// pqRows is what lib/pq's rows can do.
+type pqRows interface {
+	driver.RowsNextResultSet
+	driver.RowsColumnTypeDatabaseTypeName
+	driver.RowsColumnTypeLength
+	driver.RowsColumnTypePrecisionScale
+	driver.RowsColumnTypeScanType
+}
+
+var _ pqRows = (*cachedRows)(nil)
+
+// cachedRows are lib/pq's rows of a cached statement.
+type cachedRows struct {
+	pqRows
+	tap *tap
+	ctx context.Context // the query's
+}
+
+// Columns returns names that the application may change: lib/pq's are the statement's own.
+func (r *cachedRows) Columns() []string { return slices.Clone(r.pqRows.Columns()) }
+
+func (r *cachedRows) Close() error {
+	err := r.pqRows.Close()
+	r.tap.cache.ended(r.ctx, r.tap)
+	return err
 }
 
 // failed judges the error of a cached statement. It says that the statement is to be
@@ -343,12 +432,17 @@ func (c *statementCache) failed(t *tap, s *cachedStatement, err error) (again bo
 	switch state := sqlState(err); {
 	case state == "26000":
 		c.forget() // there are no statements of ours where this was executed
-		c.state = cacheOff
-	case state == "0A000", len(state) == 5 && state[:2] == "42":
+		c.stale, c.state = nil, cacheOff
+	case state == "0A000", state == "XX000", len(state) == 5 && state[:2] == "42":
 		c.drop(s)
-		s.stmt, s.newer, s.older = nil, s, s
+		s.stmt, s.prepared = nil, c.config.now()
 		c.entries[s.text] = s // so that it is not kept again
 		c.insert(s)
+	case slices.Contains(wrongInput[:], state):
+		c.drop(s)
+		if t.txStatus() != 'I' {
+			return false // mostly it is what it looks like
+		}
 	default:
 		return false
 	}
@@ -358,6 +452,10 @@ func (c *statementCache) failed(t *tap, s *cachedStatement, err error) (again bo
 	}
 	return true
 }
+
+// wrongInput is what an argument is refused with that does not fit the type it had when
+// the statement was prepared. Another session may have changed a column's since.
+var wrongInput = [...]string{"22P02", "22003", "22007", "22008"}
 
 // isStale says whether an error is one that a cached statement has had and that it would
 // perhaps not have had otherwise.
@@ -372,7 +470,7 @@ func tellText(err error, text string) {
 	if !ok {
 		return
 	}
-	query := reflect.ValueOf(reported).Elem().FieldByName("query")
+	query := field(reflect.ValueOf(reported).Elem(), "query")
 	if query.Kind() == reflect.String && query.String() == "" {
 		*(*string)(unsafe.Pointer(query.UnsafeAddr())) = text //nolint:gosec // the only way; the kind was checked
 	}
@@ -394,7 +492,10 @@ func (c *statementCache) wantsProof() bool {
 // error means that the session is not usable.
 func (c *conn) proveSession(ctx context.Context) error {
 	cache := c.tap.cache
-	if !cache.wantsProof() {
+	if cache != nil {
+		cache.resume(c.tap)
+	}
+	if !cache.wantsProof() || cache.isReading() {
 		return nil
 	}
 	cache.state = cacheOff

@@ -230,8 +230,17 @@ func (t *tap) queryContext(ctx context.Context, query string, args []driver.Name
 			return t.cache.query(ctx, t, cached, args)
 		}
 	}
+	return t.queryOnce(ctx, query, args)
+}
+
+// queryOnce executes a query that is not kept prepared.
+func (t *tap) queryOnce(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if t.query != nil {
-		return t.query.QueryContext(ctx, query, args)
+		rows, err := t.query.QueryContext(ctx, query, args)
+		if err == nil && t.cache != nil && len(args) > 0 {
+			t.cache.reads() // lib/pq does not note it
+		}
+		return rows, err
 	}
 	if t.queryOld == nil {
 		return nil, driver.ErrSkip

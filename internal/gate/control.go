@@ -154,7 +154,7 @@ func (c *control) deadlock(now time.Time, generation uint64, inside int) {
 	switch c.phase {
 	case raising:
 		base := &c.estimates[c.base]
-		if !base.remembered(now, c.config.Memory) || c.estimates[c.level].rate() < base.rate() {
+		if !base.remembered(now, c.config.Memory) || max(c.run.rate(), c.estimates[c.level].rate()) < base.rate() {
 			c.giveUpRaising(now)
 		}
 	case lowering:
@@ -234,7 +234,8 @@ func (c *control) knownWorse(now time.Time, l level, than *estimate) bool {
 }
 
 // decide draws the conclusions that are due.
-func (c *control) decide(now time.Time) {
+func (c *control) decide(now time.Time, inside int) {
+	c.inside = inside
 	if c.level == unlimited {
 		return
 	}
@@ -262,7 +263,7 @@ func (c *control) decide(now time.Time) {
 func (c *control) binding() bool { return c.demanded > c.unpaused/2 }
 
 func (c *control) mayRaise(now time.Time) {
-	if c.unpaused < c.riseWait {
+	if c.draining || c.unpaused < c.riseWait {
 		return
 	}
 	if !c.binding() {
@@ -290,10 +291,10 @@ func (c *control) judgeRaising(now time.Time) {
 		worth = worthTrouble
 	}
 	switch {
-	case c.run.rate() < worth*base:
-		c.giveUpRaising(now)
 	case c.estimates[c.level].rate() >= worth*base:
 		c.accept(now)
+	case c.run.rate() < worth*base:
+		c.giveUpRaising(now)
 	}
 	// Otherwise the level was worse before, but costs nothing now.
 }

@@ -252,7 +252,7 @@ func (l *Limiter) account(now time.Time) {
 // settle draws the conclusions of what has just happened.
 func (l *Limiter) settle(now time.Time) {
 	if !l.paused && !l.dissolved {
-		l.control.decide(now)
+		l.control.decide(now, l.inside)
 	}
 	for len(l.waiting) > 0 && l.open() {
 		l.letIn(now, l.waiting[0], !l.room())

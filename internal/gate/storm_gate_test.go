@@ -38,15 +38,15 @@ func TestTheGateComesNearTheBestFixedLimit(t *testing.T) {
 		warm, run time.Duration
 		atLeast   float64
 	}{
-		{"hot rows", hotRows, 16, 0, early, 2 * time.Second, 20 * time.Second, 0.90},
-		{"hot rows", hotRows, 32, 0, early, 2 * time.Second, 20 * time.Second, 0.90},
-		{"hot rows", hotRows, 16, 5 * time.Millisecond, early, 2 * time.Second, 40 * time.Second, 0.85},
-		{"hot rows", hotRows, 32, 5 * time.Millisecond, early, 2 * time.Second, 40 * time.Second, 0.85},
+		{"hot rows", hotRows, 16, 0, early, 10 * time.Second, 20 * time.Second, 0.90},
+		{"hot rows", hotRows, 32, 0, early, 10 * time.Second, 20 * time.Second, 0.90},
+		{"hot rows", hotRows, 16, 5 * time.Millisecond, early, 10 * time.Second, 40 * time.Second, 0.85},
+		{"hot rows", hotRows, 32, 5 * time.Millisecond, early, 10 * time.Second, 40 * time.Second, 0.85},
 		{"hot rows", hotRows, 32, 0, late, 40 * time.Second, 40 * time.Second, 0.85},
-		{"hot rows", hotRows, 16, 5 * time.Millisecond, late, 40 * time.Second, 120 * time.Second, 0.75},
-		{"upserts", upserts, 16, 0, early, 2 * time.Second, 20 * time.Second, 0.90},
-		{"upserts", upserts, 32, 0, early, 2 * time.Second, 20 * time.Second, 0.90},
-		{"upserts", upserts, 16, 5 * time.Millisecond, early, 2 * time.Second, 40 * time.Second, 0.85},
+		{"hot rows", hotRows, 16, 5 * time.Millisecond, late, 40 * time.Second, 60 * time.Second, 0.70},
+		{"upserts", upserts, 16, 0, early, 10 * time.Second, 20 * time.Second, 0.90},
+		{"upserts", upserts, 32, 0, early, 10 * time.Second, 20 * time.Second, 0.90},
+		{"upserts", upserts, 16, 5 * time.Millisecond, early, 10 * time.Second, 40 * time.Second, 0.85},
 		{"upserts", upserts, 16, 0, late, 40 * time.Second, 40 * time.Second, 0.85},
 		{"upserts", upserts, 32, 5 * time.Millisecond, late, 40 * time.Second, 40 * time.Second, 0.85},
 	} {

@@ -83,7 +83,7 @@ func work(in io.Reader, out io.Writer) (err error) {
 	next := load.Counter(o.FirstID)
 	for {
 		if _, err := lines.ReadString('\n'); err != nil {
-			return nil //nolint:nilerr // no more rounds are wanted
+			return nil // no more rounds are wanted
 		}
 		outcome, err := load.Run(context.Background(), load.Subject{System: system, Database: db, Workload: selected[0], NextID: next}, load.Load{
 			Workers: o.Workers, Window: o.Window, Patience: o.Patience,

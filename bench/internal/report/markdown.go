@@ -37,7 +37,13 @@ type markdown struct {
 	plots []Plot
 }
 
-func (m *markdown) line(format string, args ...any) { fmt.Fprintf(m, format+"\n", args...) }
+// line writes a line; of several empty ones in a row, only the first.
+func (m *markdown) line(format string, args ...any) {
+	if format == "" && strings.HasSuffix(m.String(), "\n\n") {
+		return
+	}
+	fmt.Fprintf(m, format+"\n", args...)
+}
 
 // table writes a table; a column whose title begins with ":" is aligned to the right.
 func (m *markdown) table(titles []string, rows [][]string) {
@@ -290,7 +296,7 @@ func (m *markdown) patience(all []result.Patience) {
 	var rows [][]string
 	for _, p := range all {
 		rows = append(rows, []string{
-			label(p.System), p.Conditions.String(), fmt.Sprint(p.Storm.Attempts - p.Storm.Committed),
+			label(p.System), p.String(), fmt.Sprint(p.Storm.Attempts - p.Storm.Committed),
 			fmt.Sprint(p.Run.Committed), fmt.Sprint(p.Run.Attempts), fmt.Sprintf("%.4f", p.Run.AttemptsPerCommit()), failures(p.Run.Failed),
 		})
 	}

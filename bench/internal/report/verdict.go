@@ -282,7 +282,7 @@ func patienceOfAll(r *result.Results) Verdict {
 		for _, run := range contender.Rounds {
 			lost += run.Lost()
 			if run.Longest >= longest {
-				longest, where = run.Longest, cell.Conditions.String()
+				longest, where = run.Longest, cell.String()
 			}
 		}
 	}
@@ -306,7 +306,7 @@ func p99Verdict(r *result.Results) Verdict {
 			over++
 		}
 		if ratio > worst {
-			worst, where = ratio, cell.Conditions.String()
+			worst, where = ratio, cell.String()
 		}
 	}
 	if cells > 0 {
@@ -381,11 +381,11 @@ func AllBroken(r *result.Results) []Broken {
 	}
 	for _, cell := range r.Contention {
 		for _, contender := range cell.Contenders {
-			add(contender.System, cell.Conditions.String(), contender.Violation)
+			add(contender.System, cell.String(), contender.Violation)
 		}
 	}
 	for _, p := range r.Patience {
-		add(p.System, "patience, "+p.Conditions.String(), p.Violation)
+		add(p.System, "patience, "+p.String(), p.Violation)
 	}
 	for _, p := range r.Processes {
 		add(p.System, fmt.Sprintf("%d processes, %s", p.Processes, p.Conditions), p.Violation)

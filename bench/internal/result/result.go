@@ -77,7 +77,11 @@ type Conditions struct {
 }
 
 func (c Conditions) String() string {
-	return fmt.Sprintf("%s, %d workers, deadlock_timeout %s, think time %s", c.Workload, c.Workers, c.DeadlockTimeout, c.Think)
+	text := fmt.Sprintf("%s, %d workers, deadlock_timeout %s", c.Workload, c.Workers, c.DeadlockTimeout)
+	if c.Think > 0 {
+		text += fmt.Sprintf(", think time %s", c.Think)
+	}
+	return text
 }
 
 // Cell is one workload under certain conditions on several systems in turn.
