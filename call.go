@@ -41,7 +41,7 @@ func (s *call) query(c *conn, ctx context.Context) (driver.Rows, error) {
 	} else {
 		rows, err = c.session.QueryContext(ctx, s.text, s.args)
 	}
-	return rows, c.land(ctx, err)
+	return c.landRows(ctx, rows, err)
 }
 
 // prepared returns an entry's call. A statement that the application has closed in

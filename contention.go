@@ -3,6 +3,7 @@ package pgretry
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -28,11 +29,14 @@ type conflictMemory struct {
 	connector *Connector
 	kinds     atomic.Pointer[map[kindKey]*kind] // never changed, only replaced
 
-	fingerprints     sync.Map // of texts
-	fingerprintCount atomic.Int64
+	fingerprintsMu sync.RWMutex
+	fingerprints   map[string]string // of texts
+
+	calmAt atomic.Int64 // no kind is to be forgotten before, in nanoseconds since 1970
 
 	mu       sync.Mutex
 	detector detector
+	leases   leases
 }
 
 // kindKey is by what transactions are taken to be of one kind: the name that the
@@ -69,16 +73,20 @@ func (m *conflictMemory) keyOf(name, text string) kindKey {
 	if name != "" || text == "" {
 		return kindKey{name: name}
 	}
-	if known, ok := m.fingerprints.Load(text); ok {
-		return kindKey{fingerprint: known.(string)}
+	m.fingerprintsMu.RLock()
+	fingerprint, known := m.fingerprints[text]
+	m.fingerprintsMu.RUnlock()
+	if known {
+		return kindKey{fingerprint: fingerprint}
 	}
-	fingerprint := sqltext.Fingerprint(text)
+	fingerprint = sqltext.Fingerprint(text)
 	if len(text) <= analysedTextBytes {
-		if m.fingerprintCount.Add(1) > maxFingerprints {
-			m.fingerprints.Clear()
-			m.fingerprintCount.Store(1)
+		m.fingerprintsMu.Lock()
+		if m.fingerprints == nil || len(m.fingerprints) >= maxFingerprints {
+			m.fingerprints = make(map[string]string)
 		}
-		m.fingerprints.Store(text, fingerprint)
+		m.fingerprints[text] = fingerprint
+		m.fingerprintsMu.Unlock()
 	}
 	return kindKey{fingerprint: fingerprint}
 }
@@ -122,34 +130,44 @@ func (m *conflictMemory) add(key kindKey, now time.Time) *kind {
 	}
 	k := &kind{key: key}
 	k.gate.Store(gate.New(m.connector.config.gate))
+	k.last.Store(now.UnixNano())
 	kinds[key] = k
-	m.kinds.Store(&kinds)
+	m.put(kinds)
 	return k
 }
 
-// decay forgets the kind if it has been calm for long.
-func (m *conflictMemory) decay(k *kind) {
-	now := m.connector.config.now()
-	if now.UnixNano()-k.last.Load() < kindMemory.Nanoseconds() {
+// put replaces what is remembered. The caller holds mu.
+func (m *conflictMemory) put(kinds map[kindKey]*kind) {
+	if len(kinds) == 0 {
+		m.kinds.Store(nil)
+		return
+	}
+	calmest := int64(math.MaxInt64)
+	for _, k := range kinds {
+		calmest = min(calmest, k.last.Load())
+	}
+	m.calmAt.Store(calmest + kindMemory.Nanoseconds())
+	m.kinds.Store(&kinds)
+}
+
+// decay forgets the kinds that have been calm for long.
+func (m *conflictMemory) decay(now time.Time) {
+	if now.UnixNano() < m.calmAt.Load() {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	old := m.kinds.Load()
-	if old == nil || (*old)[k.key] != k {
+	if old == nil {
 		return
 	}
 	kinds := make(map[kindKey]*kind, len(*old))
-	for key, other := range *old {
-		if other != k {
-			kinds[key] = other
+	for key, k := range *old {
+		if now.UnixNano()-k.last.Load() < kindMemory.Nanoseconds() {
+			kinds[key] = k
 		}
 	}
-	if len(kinds) == 0 {
-		m.kinds.Store(nil)
-		return
-	}
-	m.kinds.Store(&kinds)
+	m.put(kinds)
 }
 
 // merge makes the kinds of a deadlock's other sides wait at the same gate: one limit for
@@ -162,13 +180,22 @@ func (m *conflictMemory) merge(k *kind, others []*conn) {
 		}
 		m.mu.Lock()
 		shared, own := k.gate.Load(), other.gate.Load()
-		if shared != own {
-			other.gate.Store(shared)
+		if other.deadlocks.Load() > k.deadlocks.Load() {
+			shared, own = own, shared // that one knows more
+		}
+		if shared == own {
+			m.mu.Unlock()
+			continue
+		}
+		k.gate.Store(shared)
+		other.gate.Store(shared)
+		if kinds := m.kinds.Load(); kinds != nil {
+			for _, third := range *kinds {
+				third.gate.CompareAndSwap(own, shared)
+			}
 		}
 		m.mu.Unlock()
-		if shared != own {
-			own.Dissolve()
-		}
+		own.Dissolve()
 	}
 }
 
@@ -189,6 +216,9 @@ func (m *conflictMemory) enter(ctx context.Context, k *kind, since time.Time, wa
 		return s, nil
 	}
 	g := k.gate.Load()
+	if g.Limit() > 0 {
+		m.leases.want(k, g)
+	}
 	if !wait {
 		s.pass = g.Enlist()
 		return s, nil
@@ -223,7 +253,7 @@ func (s *stay) leave(o outcome) {
 	if after := s.limit(); after != before {
 		s.memory.connector.telemetry.limited(s.kind, after)
 	}
-	s.memory.decay(s.kind)
+	s.memory.decay(s.memory.connector.config.now())
 	*s = stay{}
 }
 

@@ -384,13 +384,14 @@ func (d *detector) circles(ctx context.Context, ours []int) (found []lockgraph.C
 // resolve ends a deadlock by cancelling the youngest of our transactions in it that can be
 // replayed or run again. If there is none, it is the server's.
 func (d *detector) resolve(ctx context.Context, circle lockgraph.Cycle, sights map[*conn]sight) error {
-	victim, pid, chosen := d.choose(circle, sights)
+	victim, process, chosen := d.choose(circle, sights)
 	if victim == nil {
 		return nil
 	}
 	defer close(chosen.sent)
 	err := d.side.tap.wire.during(ctx, 0, func() error {
-		_, err := d.side.ask(ctx, fmt.Sprintf("SELECT pg_catalog.pg_cancel_backend(%d)::text", pid))
+		_, err := d.side.ask(ctx, fmt.Sprintf("SELECT pg_catalog.pg_cancel_backend(pid)::text FROM pg_catalog.pg_stat_get_activity(%d)"+
+			" WHERE extract(epoch FROM backend_start)::text = '%s'", process.pid, process.started))
 		return err
 	})
 	if err != nil {
@@ -401,25 +402,25 @@ func (d *detector) resolve(ctx context.Context, circle lockgraph.Cycle, sights m
 
 // choose claims the victim of a deadlock, if its statement is still the one that was seen
 // before the looks.
-func (d *detector) choose(circle lockgraph.Cycle, sights map[*conn]sight) (victim *conn, pid int, chosen *claim) {
+func (d *detector) choose(circle lockgraph.Cycle, sights map[*conn]sight) (victim *conn, is *process, chosen *claim) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c, p := range d.sessions {
 		if _, seen := sights[c]; seen && p.history == d.side.origin.history && isIn(circle, p) &&
 			(victim == nil || c.since.Load() > victim.since.Load()) {
-			victim, pid = c, p.pid
+			victim, is = c, p
 		}
 	}
 	if victim == nil || d.claims[victim] != nil {
-		return nil, 0, nil
+		return nil, nil, nil
 	}
-	chosen = &claim{detail: circle.From(pid).Detail(), sent: make(chan struct{})}
+	chosen = &claim{detail: circle.From(is.pid).Detail(), sent: make(chan struct{})}
 	d.claims[victim] = chosen
 	if seen := sights[victim].flight; !victim.airborne.CompareAndSwap(seen, seen|claimed) {
 		delete(d.claims, victim)
-		return nil, 0, nil
+		return nil, nil, nil
 	}
-	return victim, pid, chosen
+	return victim, is, chosen
 }
 
 // askAll executes a query of the driver's own and calls take with each row, as text.
@@ -463,32 +464,37 @@ func asDeadlock(err error, detail string) error {
 	}
 	v := reflect.ValueOf(err)
 	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
-		return &earlyDeadlockError{detail: detail, cause: err}
+		return &earlyDeadlockError{Message: deadlockMessage, Detail: detail, cause: err}
 	}
 	copied := reflect.New(v.Elem().Type())
 	copied.Elem().Set(v.Elem())
-	for name, value := range map[string]string{"Code": deadlockDetected, "Message": "deadlock detected", "Detail": detail} {
+	for name, value := range map[string]string{"Code": deadlockDetected, "Message": deadlockMessage, "Detail": detail} {
 		field := copied.Elem().FieldByName(name)
 		if field.Kind() != reflect.String || !field.CanSet() {
-			return &earlyDeadlockError{detail: detail, cause: err}
+			return &earlyDeadlockError{Message: deadlockMessage, Detail: detail, cause: err}
 		}
 		field.SetString(value)
 	}
 	made, ok := copied.Interface().(error)
 	if !ok || sqlState(made) != deadlockDetected {
-		return &earlyDeadlockError{detail: detail, cause: err}
+		return &earlyDeadlockError{Message: deadlockMessage, Detail: detail, cause: err}
 	}
 	return made
 }
 
+// deadlockMessage is the server's, in English.
+const deadlockMessage = "deadlock detected"
+
 // earlyDeadlockError stands for the server's error where that is of a type that cannot be
-// made.
+// made. It does not lead to the error of the statement that was cancelled, whose SQLSTATE is
+// another.
 type earlyDeadlockError struct {
-	detail string
-	cause  error
+	Message string
+	Detail  string
+	cause   error
 }
 
-func (e *earlyDeadlockError) Error() string { return "deadlock detected: " + e.detail }
+func (e *earlyDeadlockError) Error() string { return e.Message + ": " + e.Detail }
 
 // SQLState returns 40P01.
 func (e *earlyDeadlockError) SQLState() string { return deadlockDetected }

@@ -180,7 +180,7 @@ func newConnector(inner driver.Connector, config *config) (*Connector, error) {
 		}
 	}
 	c := &Connector{inner: tapped, config: config, telemetry: newTelemetry(config)}
-	c.memory.connector, c.memory.detector.connector = c, c
+	c.memory.connector, c.memory.detector.connector, c.memory.leases.connector = c, c, c
 	c.askCost.Store(math.MaxInt64) // not known yet
 	if config.usesOtelsql() {
 		var err error
@@ -240,6 +240,7 @@ func (c *Connector) Driver() driver.Driver { return c.driver }
 // Close closes the inner connector, if it can be closed. sql.DB.Close calls it.
 func (c *Connector) Close() error {
 	c.memory.detector.close()
+	c.memory.leases.close()
 	if closer, ok := c.inner.(io.Closer); ok {
 		return closer.Close()
 	}

@@ -326,8 +326,12 @@ const DefaultStatementCache = 256
 // force_custom_plan, unless it is set otherwise, so that the server goes on planning for the
 // arguments at hand, as it does for statements that are not prepared. What may change the
 // meaning of a text empties the cache: DDL, SET, RESET, DISCARD, DO, CALL, a function whose
-// effect is not known. What other sessions do is noticed by the server, except that a table
-// created in a schema that comes earlier in the search_path is seen after up to a minute.
+// effect is not known ([WithAllowedFunctions] names those that do no harm). What other sessions
+// do is noticed by the server, with these exceptions for up to a minute: a table or a function
+// created where it is found earlier; a column that has got another type, to which a kept
+// statement still sends its arguments as the old one. Where nothing is replayed or run again, a
+// transaction may fail with 0A000 after DDL of another session. A function that executes RESET
+// ALL undoes plan_cache_mode unseen.
 func WithStatementCache(size int) Option {
 	return option(func(c *config) error {
 		if size < 0 {
@@ -498,6 +502,7 @@ func newConfig(options []Option) (*config, error) {
 		resolveTimeout:    DefaultResolveTimeout,
 		statementCache:    DefaultStatementCache,
 		contention:        ContentionDefault,
+		gate:              gate.Config{MaxWait: queueMaxWait},
 
 		closing: closingTime,
 	}

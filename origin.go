@@ -104,7 +104,9 @@ func (c *conn) learnOrigin(ctx context.Context) error {
 	}
 	c.origin = parseOrigin(answer)
 	c.origin.direct = c.origin.pid != "" && c.tap.backendPID() == c.origin.pid
-	c.connector.memory.detector.add(c)
+	if c.tx.conn == c {
+		c.connector.memory.detector.add(c) // it is the application's
+	}
 	return nil
 }
 

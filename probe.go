@@ -64,6 +64,17 @@ func (t *tx) probe(ctx context.Context) error {
 	return nil
 }
 
+// endProbe lets waits take as long as they have to: the application is about to say how
+// long that is, or to handle errors by itself.
+func (t *tx) endProbe(ctx context.Context) error {
+	if err := t.conn.command(t.statementContext(ctx), "SET LOCAL lock_timeout = 0"); err != nil {
+		t.failed(err)
+		return err
+	}
+	t.probing = false
+	return nil
+}
+
 // probeFailed says whether an error is that of a probe. What a statement with NOWAIT gets
 // has the same SQLSTATE.
 func (t *tx) probeFailed(err error) bool {
@@ -74,13 +85,15 @@ func (t *tx) probeFailed(err error) bool {
 	return ok && server.code == lockNotAvailable && (server.routine == "" || server.routine == "ProcessInterrupts")
 }
 
-// timeoutCommands may set lock_timeout.
-var timeoutCommands = sqltext.KeywordsOf(sqltext.Set, sqltext.SetLocal, sqltext.Reset, sqltext.Discard, sqltext.Do, sqltext.Call)
+// timeoutCommands may set lock_timeout, or, which is why SAVEPOINT is among them, come before
+// an error that the application handles by itself.
+var timeoutCommands = sqltext.KeywordsOf(sqltext.Savepoint, sqltext.Set, sqltext.SetLocal, sqltext.Reset, sqltext.Discard, sqltext.Do, sqltext.Call)
 
-// observeTimeouts notes that the application has a say in how long waits take.
+// observeTimeouts notes that the application has a say in how long waits take, or in what
+// follows from that.
 func (t *tx) observeTimeouts(info *sqltext.Info) {
 	if info.Keywords.Intersects(timeoutCommands) || slices.Contains(info.Functions, "set_config") {
-		t.setsTimeout, t.probing = true, false
+		t.setsTimeout = true
 	}
 }
 

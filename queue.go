@@ -3,10 +3,14 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
+	"slices"
 	"time"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
 )
+
+// queueMaxWait bounds the wait for a transaction's turn.
+const queueMaxWait = 10 * time.Second
 
 // takesPart says whether the transaction is one that the conflict memory is for.
 func (t *tx) takesPart() bool {
@@ -17,6 +21,11 @@ func (t *tx) takesPart() bool {
 // queue waits, before the first statement that locks, until the transaction may go on. It
 // holds nothing yet that others wait for.
 func (t *tx) queue(ctx context.Context, info *sqltext.Info, text string) error {
+	if t.probing && t.setsTimeout {
+		if err := t.endProbe(ctx); err != nil {
+			return err
+		}
+	}
 	if t.locking != "" || !locks(info) {
 		return nil
 	}
@@ -26,15 +35,19 @@ func (t *tx) queue(ctx context.Context, info *sqltext.Info, text string) error {
 		return nil
 	}
 	memory := &t.conn.connector.memory
-	if !memory.isHot() || !t.takesPart() || t.stay.kind != nil {
+	if !memory.isHot() || !t.takesPart() {
 		return nil
 	}
+	memory.decay(t.started)
+	if t.stay.kind != nil {
+		return t.probe(ctx) // it has waited before BEGIN
+	}
 	k := memory.find(t.kindKey())
+	t.conn.kind.Store(k)
 	if k == nil {
 		return nil
 	}
-	t.conn.kind.Store(k)
-	if a := t.attempt; a != nil && a.stay.kind != nil && a.stay.kind.gate.Load() == k.gate.Load() {
+	if t.attempt.isInside(k) {
 		t.kind = k
 		return t.probe(ctx) // the closure has waited for it
 	}
@@ -63,7 +76,8 @@ func (t *tx) queueByName(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.stay = s
+	t.stay, t.kind = s, k
+	t.conn.kind.Store(k)
 	return nil
 }
 
@@ -84,6 +98,12 @@ func (t *tx) queueAgain(ctx context.Context) error {
 // in one for too long. Half of the time is waited at most.
 func (t *tx) patience(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := t.conn.settings.idleTimeout
+	if !t.conn.settings.asked || t.conn.stateful || t.leavesState || t.setsTimeout {
+		limit = unknownIdleTimeout
+		if known := t.conn.settings.idleTimeout; known > 0 {
+			limit = min(limit, known)
+		}
+	}
 	if limit <= 0 {
 		return ctx, func() {}
 	}
@@ -111,6 +131,7 @@ func (t *tx) noteDeadlock(err error) {
 	}
 	k := memory.learn(key)
 	k.deadlocks.Add(1)
+	memory.detector.wake()
 	t.kind = k
 	t.conn.kind.Store(k)
 	if a := t.attempt; a != nil {
@@ -143,7 +164,7 @@ func (l *loop) queue(ctx context.Context, a *attempt) error {
 	if k == nil && l.name != "" {
 		k = connector.memory.find(kindKey{name: l.name})
 	}
-	if k == nil {
+	if k == nil || l.parent.isInside(k) {
 		return nil
 	}
 	s, err := connector.memory.enter(ctx, k, l.started, true)
@@ -154,6 +175,20 @@ func (l *loop) queue(ctx context.Context, a *attempt) error {
 	a.stay = s
 	a.mu.Unlock()
 	return nil
+}
+
+// isInside says whether the attempt, or one around it, is inside the gate of a kind: who
+// waited there once more would wait for itself.
+func (a *attempt) isInside(k *kind) bool {
+	for ; a != nil; a = a.parent {
+		a.mu.Lock()
+		inside := a.stay.kind != nil && a.stay.kind.gate.Load() == k.gate.Load()
+		a.mu.Unlock()
+		if inside {
+			return true
+		}
+	}
+	return false
 }
 
 // deadlocked notes that a transaction under the attempt has.
@@ -206,27 +241,84 @@ func (t *tx) stayAfterDeadlock() {
 func (c *conn) takeOff() {
 	c.flights++
 	flight := c.flights<<flightBits | flying
-	t := &c.tx
-	if t.isOpen() && t.locking != "" && (t.covered || t.attempt != nil) || !t.isOpen() && c.loneLocks {
+	if memory := &c.connector.memory; memory.isHot() && c.mayLose() {
 		flight |= candidate
-		if c.connector.memory.isHot() {
-			c.connector.memory.detector.wake()
-		}
+		memory.detector.wake()
 	}
 	c.airborne.Store(flight)
+}
+
+// mayLose says whether a deadlock may be ended at the cost of the statement that is about
+// to be executed: whether what it belongs to can be replayed or run again.
+func (c *conn) mayLose() bool {
+	t := &c.tx
+	switch {
+	case !t.isOpen():
+		return c.loneLocks
+	case t.locking == "":
+		return false
+	case t.attempt != nil:
+		return t.attempt.mayRunAgain()
+	}
+	return t.covered && t.pace.attempts < t.pace.config.policy.MaxAttempts &&
+		(t.savepoints.newest() < 0 || t.showedCountsOnly())
+}
+
+// showedCountsOnly says whether the statements before this one showed nothing but row
+// counts.
+func (t *tx) showedCountsOnly() bool {
+	entries := t.journal().entries
+	before := journal{entries: entries[:max(len(entries)-1, 0)]}
+	return before.showsCountsOnly()
+}
+
+// mayRunAgain says whether the closure would run again after a deadlock now.
+func (a *attempt) mayRunAgain() bool {
+	l := a.loop
+	if l.config.mode == ModeOff || a.number >= l.config.policy.MaxAttempts {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.commits == 0 || l.idempotent
 }
 
 // land ends what takeOff began and returns the statement's error, as the server would have
 // told it.
 func (c *conn) land(ctx context.Context, err error) error {
+	return c.told(ctx, err, c.touchDown())
+}
+
+// landRows is land for what returns rows, or one of them. The server sends a row when
+// there are enough of them, or when it has to send an error: then the error that belongs to
+// the statement comes after it.
+func (c *conn) landRows(ctx context.Context, rows driver.Rows, err error) (driver.Rows, error) {
+	detail := c.touchDown()
+	if err != nil || detail == "" {
+		return rows, c.told(ctx, err, detail)
+	}
+	chosen := &chosenRows{Rows: rows, conn: c, ctx: ctx, detail: detail}
+	if more, ok := rows.(driver.RowsNextResultSet); ok {
+		return &chosenResultSets{chosen, more}, nil
+	}
+	return chosen, nil
+}
+
+// touchDown ends what takeOff began. It returns the deadlock that the statement was chosen
+// to end, "" if it was not.
+func (c *conn) touchDown() (detail string) {
 	flight := c.airborne.Swap(c.flights << flightBits)
-	detail := ""
 	if flight&claimed != 0 {
 		detail = c.connector.memory.detector.landed(c)
 	}
 	if c.tainted.Load() {
 		c.broken = true
 	}
+	return detail
+}
+
+// told returns a statement's error as the server would have told it.
+func (c *conn) told(ctx context.Context, err error, detail string) error {
 	if err == nil || detail == "" && !c.tainted.Load() || ctx.Err() != nil || sqlState(err) != queryCanceled {
 		return err
 	}
@@ -237,6 +329,40 @@ func (c *conn) land(ctx context.Context, err error) error {
 	c.connector.telemetry.foundEarly(ctx)
 	return asDeadlock(err, detail)
 }
+
+// chosenRows are rows of a statement that was chosen to end a deadlock.
+type chosenRows struct {
+	driver.Rows
+	conn   *conn
+	ctx    context.Context
+	detail string
+	err    error // once it has come
+}
+
+func (r *chosenRows) Next(dest []driver.Value) error { return r.told(r.Rows.Next(dest)) }
+
+func (r *chosenRows) Close() error { return r.told(r.Rows.Close()) }
+
+func (r *chosenRows) told(err error) error {
+	if err != nil && r.err != nil && sqlState(err) == queryCanceled {
+		return r.err // again
+	}
+	told := r.conn.told(r.ctx, err, r.detail)
+	if told != err { //nolint:errorlint // the very same
+		r.err = told
+	}
+	return told
+}
+
+// chosenResultSets are chosenRows of several results.
+type chosenResultSets struct {
+	*chosenRows
+	more driver.RowsNextResultSet
+}
+
+func (r *chosenResultSets) HasNextResultSet() bool { return r.more.HasNextResultSet() }
+
+func (r *chosenResultSets) NextResultSet() error { return r.told(r.more.NextResultSet()) }
 
 // queryCanceled is the SQLSTATE of a statement that a cancel request has ended.
 const queryCanceled = "57014"
@@ -249,6 +375,7 @@ func (c *conn) execQueued(ctx context.Context, s call) (driver.Result, error) {
 	}
 	result, err := s.exec(c, ctx)
 	c.leaveLone(ctx, s.text, &stay, err)
+	c.showItself(ctx, err)
 	return result, err
 }
 
@@ -263,22 +390,44 @@ func (c *conn) queryQueued(ctx context.Context, s call) (driver.Rows, error) {
 	return rows, err
 }
 
+// showItself makes a session known to the detector that has not begun a transaction yet,
+// after a statement: what it may cost then is the session, and not what the statement did.
+func (c *conn) showItself(ctx context.Context, err error) {
+	if c.originAsked || !c.connector.memory.isHot() || ctx.Err() != nil || !c.loneTakesPart(ctx) ||
+		err != nil && (sqlState(err) == "" || Classify(err, PhaseStatement) == ClassConnectionLost) {
+		return
+	}
+	if c.learnOrigin(ctx) != nil {
+		c.broken = true
+	}
+}
+
 // queueLone waits before a statement outside a transaction.
 func (c *conn) queueLone(ctx context.Context, text string) (s stay, err error) {
 	memory := &c.connector.memory
-	if c.connector.config.contention == ContentionOff || c.connector.config.mode != ModeReplay {
+	if !memory.isHot() || !c.loneTakesPart(ctx) {
 		return stay{}, nil
 	}
-	c.loneLocks = locks(analyze(text)) && c.loneTakesPart(ctx)
-	if !c.loneLocks || !memory.isHot() {
+	info := analyze(text)
+	if !locks(info) {
 		return stay{}, nil
 	}
+	now := c.connector.config.now()
+	memory.decay(now)
+	c.since.Store(now.UnixNano())
+	a := attemptFrom(ctx)
+	reason, _ := c.connector.config.refuses(callExec, info)
+	c.loneLocks = reason == "" && info.Statements == 1 && slices.Contains(repeatableKinds, info.Keyword) &&
+		(a == nil || a.mayRunAgain())
 	k := memory.find(memory.keyOf(nameFrom(ctx), text))
-	if k == nil {
+	c.kind.Store(k)
+	if k == nil || a.isInside(k) {
 		return stay{}, nil
 	}
-	c.kind.Store(k)
-	return memory.enter(ctx, k, c.connector.config.now(), true)
+	if s, err = memory.enter(ctx, k, now, true); err != nil {
+		c.loneLocks = false
+	}
+	return s, err
 }
 
 // loneTakesPart says whether the conflict memory is for a statement outside a transaction.
@@ -294,7 +443,7 @@ func (c *conn) leaveLone(ctx context.Context, text string, s *stay, err error) {
 	if err != nil {
 		o = outcomeRolledBack
 	}
-	if err != nil && sqlState(err) == deadlockDetected && c.loneTakesPart(ctx) {
+	if err != nil && sqlState(err) == deadlockDetected && locks(analyze(text)) && c.loneTakesPart(ctx) {
 		memory := &c.connector.memory
 		k := memory.learn(memory.keyOf(nameFrom(ctx), text))
 		k.deadlocks.Add(1)

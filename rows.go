@@ -97,7 +97,11 @@ func (r *rows) next(dest []driver.Value) error {
 		return r.Rows.Next(dest)
 	}
 	c.takeOff()
-	return c.land(r.context(), r.Rows.Next(dest))
+	inner, err := c.landRows(r.context(), r.Rows, r.Rows.Next(dest))
+	if inner != r.Rows {
+		r.Rows = inner
+	}
+	return err
 }
 
 // unwatch gives up: there was a value that cannot be compared.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -761,7 +762,7 @@ var meaning = map[string][]string{
 	"a procedure":         {"K", "K", `CALL goes()`, "K", "K", "K"},
 	"set_config":          {"K", "K", `SELECT set_config('search_path', '{S}_b', false)`, "K", "K"},
 	"several statements":  {"K", "K", `SELECT 1; SET search_path = {S}_b`, "K", "K"},
-	"BEGIN in a text":     {"K", "K", `BEGIN; SET LOCAL search_path = {S}_b`, "K", "K", "K", `COMMIT`, "K", "K"},
+	"BEGIN in a text":     {"Z", "Z", `BEGIN; SET LOCAL TimeZone = 'Asia/Tokyo'`, "Z", "Z", "Z", `COMMIT`, "Z", "Z"},
 	"DEALLOCATE ALL":      {"K", "K", `DEALLOCATE ALL`, "K", "K", "K"},
 	"DISCARD ALL":         {"K", "K", `DISCARD ALL`, `SET search_path = {S}_b`, "K", "K", "K"},
 	"what is prepared":    {"K", "K", "prepared: SET search_path = {S}_b", "K", "K"},
@@ -1322,4 +1323,47 @@ func TestValuesThatFitOnlyTheNewTypeOfAColumnAreTaken(t *testing.T) {
 			}
 		})
 	})
+}
+
+// tap returns what is directly around the inner driver's connection.
+func (k *keeper) tap() (t *tap) {
+	k.Helper()
+	if err := k.conn.Raw(func(driverConn any) error {
+		t = driverConn.(interface{ itself() *conn }).itself().tap
+		return nil
+	}); err != nil {
+		k.Fatal(err)
+	}
+	return t
+}
+
+func TestAConnectionThatIsLostIsLostEvenWhileRowsAreRead(t *testing.T) {
+	_, k := enterKeeping(t, 8)
+	tap := k.tap()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	rows, err := tap.QueryContext(ctx, `SELECT generate_series(1, 10000000)`, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	for tap.isValid() {
+		runtime.Gosched()
+	}
+	if _, err := tap.ExecContext(t.Context(), `SELECT 1`, nil); err != driver.ErrBadConn { //nolint:errorlint // drivers must return it bare
+		t.Errorf("the next statement gives %v", err)
+	}
+	_ = rows.Close()
+}
+
+// What the session has dropped need not be closed.
+func TestAfterDiscardAllNothingIsLeftToClose(t *testing.T) {
+	for text, left := range map[string]int{`DISCARD ALL`: 0, ` deallocate  All ;`: 0, `DISCARD TEMP`: 1, `RESET ALL`: 1} {
+		_, k := enterKeeping(t, 8)
+		k.does(thrice(`SELECT $1::int`)...)
+		k.does(text)
+		if got := len(k.tap().cache.stale); got != left {
+			t.Errorf("%s leaves %d to close, want %d", text, got, left)
+		}
+	}
 }

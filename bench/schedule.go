@@ -15,7 +15,7 @@ import (
 // to nine systems, so most cells make do with one short round: they show ranks and find broken
 // systems. Cells that a claim is about have all systems and three long rounds. Where the server
 // looks for deadlocks after a second, systems that wait for that make ten commits in the time: there
-// rounds are longer, and only the systems that make a difference have their turns.
+// turns are longer, and only the systems that make a difference have their turns.
 
 // Systems under contention: in most cells, in cells with a long deadlock_timeout, and in a short
 // run.
@@ -56,9 +56,15 @@ func (s *settings) cells() []contention.Plan {
 	}
 	workers, timeouts, think := s.workers, s.deadlockTimeouts, s.think
 	if s.short && !s.restricted {
-		workers, timeouts, think = []int{8}, []time.Duration{10 * time.Millisecond}, []time.Duration{0}
+		timeouts, think = []time.Duration{10 * time.Millisecond}, []time.Duration{0}
 	}
 	for _, name := range s.workloads {
+		if s.short && !s.restricted {
+			workers = []int{8}
+			if slices.ContainsFunc(claimed(), func(c result.Conditions) bool { return c.Workload == name }) {
+				workers = nil // the claim's will do
+			}
+		}
 		for _, pause := range think {
 			for _, timeout := range timeouts {
 				for _, n := range workers {
@@ -87,29 +93,30 @@ func (s *settings) plan(c result.Conditions) contention.Plan {
 	patient := c.DeadlockTimeout >= longTimeout
 	switch {
 	case s.short:
-		p.Systems, p.Window = s.chosen(fewContenders...), 200*time.Millisecond
+		p.Systems, p.Warmup, p.Window = s.chosen(fewContenders...), 150*time.Millisecond, 150*time.Millisecond
+		if slices.Contains(claimed(), c) {
+			p.Systems, p.Warmup, p.Window = s.chosen(patientContenders...), 400*time.Millisecond, 300*time.Millisecond
+		}
 		if patient {
-			p.Systems, p.Window = s.chosen(patientContenders...), 2*time.Second
+			p.Warmup, p.Window, p.Patience = 2*time.Second, time.Second, time.Second
 		}
 	case slices.Contains(claimed(), c):
-		p.Systems, p.Rounds, p.Window = s.chosen(contenders...), 3, 2500*time.Millisecond
-		p.OurPatience = 30 * time.Second
+		p.Systems, p.Rounds = s.chosen(contenders...), 3
+		p.Warmup, p.Window, p.OurPatience = 500*time.Millisecond, 2500*time.Millisecond, 30*time.Second
 		if patient {
-			p.Systems, p.Window = s.chosen(claimContenders...), 5*time.Second
+			p.Systems, p.Warmup, p.Window = s.chosen(claimContenders...), 2*time.Second, 4*time.Second
 		}
 	case patient:
-		p.Systems, p.Window, p.Patience = s.chosen(patientContenders...), 2*time.Second, 1500*time.Millisecond
+		p.Systems, p.Patience = s.chosen(patientContenders...), 1500*time.Millisecond
+		p.Warmup, p.Window = time.Second, 1500*time.Millisecond
 	default:
-		p.Systems, p.Window = s.chosen(contenders...), 500*time.Millisecond
-	}
-	if c.Think > 0 && !patient {
-		p.Window += p.Window / 2 // there are fewer transactions to count
+		p.Systems, p.Warmup, p.Window = s.chosen(contenders...), 200*time.Millisecond, 400*time.Millisecond
 	}
 	if s.rounds > 0 {
 		p.Rounds = s.rounds
 	}
 	if s.window > 0 {
-		p.Window = s.window
+		p.Warmup, p.Window = min(p.Warmup, s.window), s.window
 	}
 	return p
 }
@@ -184,15 +191,16 @@ func (s *settings) groups() (plans [][]processes.Plan, rounds int) {
 		leases = append(leases, true)
 	}
 	rounds = 3
-	window, patience, names := 3*time.Second, 5*time.Second, []string{"transfer/write", "upserts"}
+	warmup, window, patience, names := 2*time.Second, 3*time.Second, 5*time.Second, []string{"transfer/write", "upserts"}
 	if s.short {
-		timeouts, rounds, window, patience = timeouts[:1], 1, 500*time.Millisecond, 2*time.Second
+		timeouts, rounds = timeouts[:1], 1
+		warmup, window, patience = 500*time.Millisecond, 500*time.Millisecond, 2*time.Second
 	}
 	if s.rounds > 0 {
 		rounds = s.rounds
 	}
 	if s.window > 0 {
-		window = s.window
+		warmup, window = min(warmup, s.window), s.window
 	}
 	for _, name := range names {
 		if !slices.Contains(s.workloads, name) {
@@ -204,7 +212,7 @@ func (s *settings) groups() (plans [][]processes.Plan, rounds int) {
 				for _, n := range []int{1, 4} {
 					turns = append(turns, processes.Plan{
 						Conditions: result.Conditions{Workload: name, Workers: 32, DeadlockTimeout: timeout},
-						Processes:  n, Lease: lease, Window: window, Patience: patience, Seed: s.seed,
+						Processes:  n, Lease: lease, Warmup: warmup, Window: window, Patience: patience, Seed: s.seed,
 					})
 				}
 			}

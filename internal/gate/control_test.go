@@ -55,7 +55,7 @@ func (s *shop) effective() int {
 	return customers
 }
 
-// stall has a deadlock stop everything for a while.
+// deadlock has a deadlock stop everything for a while.
 func (s *shop) deadlock(found time.Duration) {
 	s.after(found)
 	s.step(Deadlocked)
@@ -131,31 +131,57 @@ func TestALimitThatCostsNothingIsKeptAndThenRisesByTrials(t *testing.T) {
 	}
 }
 
-// From the lowest level, with a deadlock each time that more than two are let in.
-func TestATrialThatEndsInADeadlockIsTakenBackAndWaitsLonger(t *testing.T) {
-	s := newShop(saturated)
+// badTrials has every trial of more than two end in a deadlock that takes a second to be
+// found, for a while, and returns when they were.
+func (s *shop) badTrials(d time.Duration) []time.Time {
 	s.serve(200 * time.Millisecond)
 	for s.Limit() != 2 {
 		s.deadlock(time.Second)
 	}
 	var trials []time.Time
-	for end := s.now.Add(2 * time.Minute); s.now.Before(end); {
+	for end := s.now.Add(d); s.now.Before(end); {
 		s.serve(5 * time.Millisecond)
 		if s.Limit() > 2 {
 			trials = append(trials, s.now)
 			s.serve(20 * time.Millisecond)
-			s.deadlock(time.Second)
 			for s.Limit() > 2 {
 				s.deadlock(time.Second)
 			}
 		}
 	}
+	return trials
+}
+
+func TestATrialThatEndsInADeadlockIsTakenBackAndWaitsLonger(t *testing.T) {
+	s := newShop(saturated)
+	trials := s.badTrials(2 * time.Minute)
 	if len(trials) < 3 {
 		t.Fatalf("%d trials", len(trials))
 	}
 	last := trials[len(trials)-1].Sub(trials[len(trials)-2])
 	if last < 15*time.Second || last > 25*time.Second {
 		t.Errorf("trials that cost a second come %s apart", last)
+	}
+}
+
+func TestATrialThatGoesWellShortensTheWaitForTheNext(t *testing.T) {
+	s := newShop(saturated)
+	s.badTrials(2 * time.Minute)
+	before := s.control.riseWait
+	if before != DefaultRiseMax {
+		t.Fatalf("the wait is %s", before)
+	}
+	for n := 0; s.Limit() <= 2 || s.control.phase != settled; n++ {
+		if n > 1000 {
+			t.Fatal("no trial was accepted")
+		}
+		s.serve(50 * time.Millisecond)
+	}
+	if s.Limit() == 0 {
+		t.Fatal("there is no limit at once")
+	}
+	if s.control.riseWait > before/2 {
+		t.Errorf("the wait is %s after a trial that went well, it was %s", s.control.riseWait, before)
 	}
 }
 
@@ -192,7 +218,7 @@ func TestALevelKnownToBeBetterIsGoneBackTo(t *testing.T) {
 	if s.Limit() != 0 && s.Limit() < customers {
 		t.Fatalf("the limit is %d", s.Limit())
 	}
-	s.rate = func(limit int) float64 { return 40 }
+	s.rate = func(int) float64 { return 40 }
 	s.serve(5 * time.Second)
 	s.deadlock(2 * time.Second)
 	if s.Limit() == 0 || s.Limit() >= 16 {
@@ -243,5 +269,46 @@ func TestWithoutADeadlockTheLimitIsGoneWhateverElseIsSeen(t *testing.T) {
 	s.serve(time.Second + 100*time.Millisecond)
 	if s.Limit() != 0 {
 		t.Errorf("the limit is %d after half a minute without a deadlock", s.Limit())
+	}
+}
+
+func TestALowerLevelIsJudgedWhenThoseFromBeforeAreGone(t *testing.T) {
+	b := newBench(Config{})
+	tickets := b.arriveMany(32)
+	b.leave(tickets[0], Deadlocked)
+	b.arriveMany(32)
+	for _, ticket := range tickets[1:] {
+		if b.Limit() != 16 || b.control.phase != lowering {
+			t.Fatalf("the limit is %d and judged before it was in force", b.Limit())
+		}
+		b.after(100 * time.Millisecond)
+		b.leave(ticket, Committed)
+	}
+	if b.control.phase != lowering {
+		t.Error("the limit is judged by what was before")
+	}
+}
+
+func TestTheLimitDoesNotRiseWhileThoseFromBeforeACutStay(t *testing.T) {
+	s := newShop(saturated)
+	s.serve(200 * time.Millisecond)
+	for s.Limit() != 4 {
+		s.deadlock(100 * time.Millisecond)
+	}
+	for s.Limit() == 4 {
+		s.serve(5 * time.Millisecond)
+	}
+	s.deadlock(300 * time.Millisecond)
+	if s.Limit() != 4 || s.control.riseWait > 8*time.Second {
+		t.Fatalf("the limit is %d, the wait %s", s.Limit(), s.control.riseWait)
+	}
+	for range 19 {
+		s.after(500 * time.Millisecond)
+		if !s.Withdraw(s.now, s.arrive()) {
+			t.Fatal("somebody was let in")
+		}
+		if s.Limit() != 4 {
+			t.Fatalf("the limit is %d", s.Limit())
+		}
 	}
 }

@@ -35,8 +35,6 @@ type Pass struct {
 func (g *Gate) Enter(ctx context.Context, since time.Time) (Pass, error) {
 	request := Request{Since: since}
 	request.Deadline, _ = ctx.Deadline()
-	var admitted chan struct{}
-	request.Admit = func() { close(admitted) }
 
 	g.mu.Lock()
 	ticket := g.limiter.Arrive(g.now(), request)
@@ -44,7 +42,8 @@ func (g *Gate) Enter(ctx context.Context, since time.Time) (Pass, error) {
 		g.mu.Unlock()
 		return Pass{g, ticket}, nil
 	}
-	admitted = make(chan struct{})
+	admitted := make(chan struct{})
+	ticket.admit = func() { close(admitted) } // only now: most need not wait
 	due := g.limiter.Due(ticket).Sub(g.now())
 	g.mu.Unlock()
 

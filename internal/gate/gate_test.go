@@ -260,7 +260,7 @@ func TestARushWithDeadlocksLeavesNobodyBehind(t *testing.T) {
 		switch random.IntN(100) {
 		case 0:
 			g.Pause()
-			<-time.After(100 * time.Microsecond)
+			runtime.Gosched()
 			g.Resume()
 		case 1, 2, 3:
 			return Deadlocked

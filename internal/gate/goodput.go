@@ -56,12 +56,14 @@ type estimate struct {
 }
 
 func (e *estimate) add(now time.Time, commits, seconds float64, memory time.Duration) {
-	if passed := now.Sub(e.at); passed > 0 {
-		// After the memory's length five percent are left.
-		weight := math.Exp(-1.5 * passed.Seconds() / memory.Seconds())
+	switch passed := now.Sub(e.at); {
+	case passed >= memory:
+		e.goodput, e.known = goodput{}, false
+	case passed > 0:
+		// When the memory's length has passed, a fifth is left.
+		weight := math.Exp(-1.6 * passed.Seconds() / memory.Seconds())
 		e.commits *= weight
 		e.seconds *= weight
-		e.known = e.known && passed < memory
 	}
 	e.at = now
 	e.commits += commits

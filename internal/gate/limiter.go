@@ -45,6 +45,9 @@ type Ticket struct {
 // Inside says whether the transaction has been let in.
 func (t *Ticket) Inside() bool { return t.state == inside }
 
+// Waiting says whether it has neither been let in nor withdrawn.
+func (t *Ticket) Waiting() bool { return t.state == waiting }
+
 // Waited is how long the transaction waited before it was let in.
 func (t *Ticket) Waited() time.Duration { return t.waited }
 
@@ -115,9 +118,7 @@ func (l *Limiter) Leave(now time.Time, t *Ticket, outcome Outcome) {
 	l.account(now)
 	switch outcome {
 	case Committed:
-		if !l.paused {
-			l.control.commit(now)
-		}
+		l.control.commit(now)
 	case Deadlocked:
 		l.control.deadlock(now, t.generation, l.inside)
 	}

@@ -30,6 +30,7 @@ type storm struct {
 	number    int
 	processor processor
 	locks     []rowLock
+	deck      []int // the rows, shuffled
 	gate      admission
 
 	commits, deadlocks int
@@ -67,6 +68,10 @@ func (s *storm) simulate(gate admission) stormResult {
 	s.random = rand.New(rand.NewPCG(s.seed, 1))
 	s.gate = gate
 	s.locks = make([]rowLock, s.rows)
+	s.deck = make([]int, s.rows)
+	for i := range s.deck {
+		s.deck[i] = i
+	}
 	s.processor.cores = s.cores
 	for range s.workers {
 		w := &stormWorker{waitsFor: -1}
@@ -100,7 +105,11 @@ func (s *storm) at(when time.Duration, do func()) {
 func (s *storm) begin(w *stormWorker) {
 	w.since = s.now
 	w.retries = 0
-	w.order = s.random.Perm(s.rows)[:s.take]
+	for i := range s.take {
+		j := i + s.random.IntN(s.rows-i)
+		s.deck[i], s.deck[j] = s.deck[j], s.deck[i]
+	}
+	w.order = append(w.order[:0], s.deck[:s.take]...)
 	ordered := s.ordered
 	if s.switched != nil {
 		ordered = s.switched(s.now)
@@ -266,6 +275,7 @@ func (j jobs) Less(a, b int) bool {
 	}
 	return j[a].number < j[b].number
 }
+
 func (j *jobs) Pop() any {
 	last := len(*j) - 1
 	x := (*j)[last]
@@ -290,6 +300,7 @@ func (l timeline) Less(a, b int) bool {
 	}
 	return l[a].number < l[b].number
 }
+
 func (l *timeline) Pop() any {
 	last := len(*l) - 1
 	x := (*l)[last]

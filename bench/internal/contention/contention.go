@@ -20,9 +20,10 @@ import (
 type Plan struct {
 	result.Conditions
 	Systems []peer.System
-	// Rounds is how often each system has its turn, and Window how long that is.
-	Rounds int
-	Window time.Duration
+	// Rounds is how often each system has its turn, Warmup how long it runs then before it is
+	// measured, and Window how long it is.
+	Rounds         int
+	Warmup, Window time.Duration
 	// Patience is how long transactions under way may take afterwards, OurPatience the same for
 	// pgretry, of which more is expected. Others would only keep everybody waiting.
 	Patience, OurPatience time.Duration
@@ -35,7 +36,7 @@ func (p Plan) Estimate() time.Duration {
 	const beside = 200 * time.Millisecond // connections, schema, check
 	var sum time.Duration
 	for _, system := range p.Systems {
-		sum += p.Window + beside
+		sum += p.Warmup + p.Window + beside
 		if !system.Limit() {
 			sum += min(p.Patience, 2*p.DeadlockTimeout)
 		}
@@ -45,7 +46,7 @@ func (p Plan) Estimate() time.Duration {
 
 // load is what a system has to bear in its turn.
 func (p Plan) load(system peer.System) load.Load {
-	l := load.Load{Workers: p.Workers, Window: p.Window, Patience: p.Patience}
+	l := load.Load{Workers: p.Workers, Warmup: p.Warmup, Window: p.Window, Patience: p.Patience}
 	if system.Ours {
 		l.Patience = max(p.Patience, p.OurPatience)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -17,21 +18,16 @@ import (
 	"github.com/pgretry/pgretry/bench/internal/report"
 	"github.com/pgretry/pgretry/bench/internal/result"
 	"github.com/pgretry/pgretry/bench/internal/target"
+	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 func start(t *testing.T) *target.Server {
 	t.Helper()
-	server, err := target.Start(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	server := target.Of(pgtest.Server(t))
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	return server
 }
 
@@ -130,6 +126,16 @@ func TestWhatTheApplicationSawIsCountedBySQLSTATE(t *testing.T) {
 		if run.Failed["40P01"] == 0 || run.Lost() != run.Failed["40P01"] || !strings.Contains(run.Failure, "deadlock") {
 			t.Errorf("got %v, %q, want deadlocks only", run.Failed, run.Failure)
 		}
+	}
+}
+
+func TestTheWarmupIsNotMeasured(t *testing.T) {
+	server := start(t)
+	plan := brief("crossing", peer.Named(peer.OneWorker)...)
+	plan.Rounds, plan.Warmup, plan.Window = 1, 300*time.Millisecond, time.Nanosecond
+	run := measured(t, server, plan).Contenders[0].Rounds[0]
+	if run.Committed < 2 || run.InWindow > 1 || run.Attempts != run.Committed || run.Lost() > 0 {
+		t.Errorf("got %+v, want all but the last one before the window", run)
 	}
 }
 

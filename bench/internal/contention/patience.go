@@ -34,7 +34,7 @@ func MeasurePatience(ctx context.Context, server *target.Server, p Plan, system 
 		return seen, err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	stormy.Window, stormy.OurPatience = storm, 0
+	stormy.Warmup, stormy.Window, stormy.OurPatience = 0, storm, 0
 	if err := c.turn(ctx, stormy.load(system)); err != nil {
 		return seen, err
 	}

@@ -24,11 +24,14 @@ type Transport struct {
 // Transports are the ways that a throwaway server offers. Of one that somebody named, tcp stands for
 // whatever its connection string says.
 func Transports(server *target.Server) []Transport {
-	slow := Transport{Name: "tcp+1ms", Delay: time.Millisecond}
-	if server.External() {
-		return []Transport{{Name: "tcp"}, slow}
+	transports := []Transport{{Name: "tcp"}}
+	if !server.External() {
+		transports = []Transport{{Name: "socket"}, {Name: "tcp"}}
 	}
-	return []Transport{{Name: "socket"}, {Name: "tcp"}, slow}
+	if server.HasAddress() {
+		transports = append(transports, Transport{Name: "tcp+1ms", Delay: time.Millisecond})
+	}
+	return transports
 }
 
 // dsn returns a connection string by that way, and what to close afterwards.

@@ -21,7 +21,10 @@ import (
 type Load struct {
 	// Workers is the number of goroutines that run one transaction after another.
 	Workers int
-	// Window is how long they go on beginning new ones.
+	// Warmup is how long they do so before the clock starts. What is committed until then has no
+	// part in rate and latencies; failures and attempts count from the beginning.
+	Warmup time.Duration
+	// Window is how long they go on after that.
 	Window time.Duration
 	// Patience is how long those under way may take after that; then they are cancelled.
 	Patience time.Duration
@@ -77,9 +80,10 @@ func Run(ctx context.Context, s Subject, l Load) (Outcome, error) {
 		}
 	}
 
-	r := run{Subject: s, ends: time.Now().Add(l.Window)}
+	starts := time.Now().Add(l.Warmup)
+	r := run{Subject: s, starts: starts, ends: starts.Add(l.Window)}
 	workers := make([]worker, l.Workers)
-	limited, cancel := context.WithTimeout(ctx, l.Window+l.Patience)
+	limited, cancel := context.WithTimeout(ctx, l.Warmup+l.Window+l.Patience)
 	defer cancel()
 	var group sync.WaitGroup
 	for i := range workers {
@@ -137,7 +141,7 @@ func connect(ctx context.Context, db *peer.Database, n int) error {
 
 type run struct {
 	Subject
-	ends time.Time
+	starts, ends time.Time // of the window
 }
 
 // worker is what one goroutine saw.
@@ -175,6 +179,9 @@ func (r *run) transaction(ctx context.Context, seen *worker) {
 	switch {
 	case err == nil:
 		seen.ids = append(seen.ids, id)
+		if ended.Before(r.starts) {
+			break
+		}
 		seen.latencies = append(seen.latencies, took)
 		if ended.Before(r.ends) {
 			seen.inWindow++

@@ -27,9 +27,10 @@ func openPgretryPGX(dsn string) (*Database, error) {
 	return ours(sql.OpenDB(connector), nil)
 }
 
-// leaseOptions returns the options that make the processes of one server take turns, or nil as long
-// as there are none.
-func leaseOptions() []pgretry.Option { return nil }
+// leaseOptions returns the options that make the processes of one server take turns.
+func leaseOptions() []pgretry.Option {
+	return []pgretry.Option{pgretry.WithContention(pgretry.ContentionDefault | pgretry.ContentionShared)}
+}
 
 // Leased returns pgretry.RunInTx as it runs where several processes share a server, and false if it
 // cannot do anything about them.

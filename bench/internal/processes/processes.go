@@ -29,20 +29,22 @@ type Plan struct {
 	result.Conditions // Workers is the sum over all processes
 	Processes         int
 	Lease             bool
-	Window, Patience  time.Duration
-	Seed              uint64
+
+	Warmup, Window, Patience time.Duration
+	Seed                     uint64
 }
 
 // order is what a process is told to do.
 type order struct {
-	DSN              string
-	Workload         string
-	Lease            bool
-	Workers          int
-	FirstID          int64
-	Window, Patience time.Duration
-	Think            time.Duration
-	Seed             uint64
+	DSN      string
+	Workload string
+	Lease    bool
+	Workers  int
+	FirstID  int64
+	Think    time.Duration
+	Seed     uint64
+
+	Warmup, Window, Patience time.Duration
 }
 
 // Main is the work of a process. It reads an order, and then one line for each round, of which it
@@ -86,7 +88,7 @@ func work(in io.Reader, out io.Writer) (err error) {
 			return nil // no more rounds are wanted
 		}
 		outcome, err := load.Run(context.Background(), load.Subject{System: system, Database: db, Workload: selected[0], NextID: next}, load.Load{
-			Workers: o.Workers, Window: o.Window, Patience: o.Patience,
+			Workers: o.Workers, Warmup: o.Warmup, Window: o.Window, Patience: o.Patience,
 			Ready: func() error {
 				if err := answer.Encode("ready"); err != nil {
 					return err
@@ -169,7 +171,7 @@ func Start(ctx context.Context, server *target.Server, p Plan) (g *Group, err er
 		if err := json.NewEncoder(m.in).Encode(order{
 			DSN: g.schema.DSN(target.DeadlockTimeout(p.DeadlockTimeout)), Workload: p.Workload, Lease: p.Lease,
 			Workers: p.Workers / p.Processes, FirstID: 1 + int64(i)*idsPerProcess,
-			Window: p.Window, Patience: p.Patience, Think: p.Think, Seed: p.Seed,
+			Warmup: p.Warmup, Window: p.Window, Patience: p.Patience, Think: p.Think, Seed: p.Seed,
 		}); err != nil {
 			return g, err
 		}

@@ -331,18 +331,23 @@ func processVerdicts(r *result.Results) []Verdict {
 		if many.Processes == 1 {
 			continue
 		}
-		for _, one := range r.Processes {
-			if one.Processes == 1 && one.Conditions == many.Conditions && one.System == many.System {
-				all = append(all, atLeast(
-					fmt.Sprintf("%d processes, %s: throughput / one process with as many workers", many.Processes, many.Conditions),
-					many.System, 0.6, measure.Ratios(runRates(many.Rounds), runRates(one.Rounds))))
-			}
-		}
+		claim := fmt.Sprintf("%d processes, %s: throughput / one process with as many workers", many.Processes, many.Conditions)
+		all = append(all, atLeast(claim, many.System, 0.6, measure.Ratios(runRates(many.Rounds), oneProcess(r.Processes, many.Conditions))))
 	}
 	if len(all) == 0 {
 		all = append(all, Verdict{Claim: "four processes: throughput / one process with as many workers", System: peer.RunInTx, Bound: "≥ 0.6 ×"})
 	}
 	return all
+}
+
+// oneProcess are the rates of a single process that does not care about others.
+func oneProcess(all []result.Processes, conditions result.Conditions) []float64 {
+	for _, p := range all {
+		if p.Processes == 1 && p.Conditions == conditions && p.System == peer.RunInTx {
+			return runRates(p.Rounds)
+		}
+	}
+	return nil
 }
 
 func runRates(runs []result.Run) []float64 {

@@ -112,11 +112,11 @@ type Contender struct {
 
 // Run is what an application saw of one workload in one round.
 type Run struct {
-	// Window is how long the workers went on beginning transactions.
+	// Window is how long the workers went on beginning transactions after the warm-up.
 	Window time.Duration
 	// InWindow is how many were committed within it.
 	InWindow int64
-	// Committed is how many were committed, those that ended after the window included.
+	// Committed is how many were committed, those before and after the window included.
 	Committed int64
 	// Attempts is how many physical transactions that took.
 	Attempts int64
@@ -127,7 +127,7 @@ type Run struct {
 	// Unfinished is how many were given up when the patience after the window had ended.
 	Unfinished int64 `json:",omitempty"`
 	// P50 and P99 are percentiles of the time from a logical transaction's first attempt to its
-	// success; those that were given up count as if they had succeeded then, so that they can only
+	// success, the warm-up's left out; those that were given up count as if they had succeeded then, so that they can only
 	// be too small. Max is the longest time to success.
 	P50, P99, Max time.Duration
 	// Longest is the same, all transactions without success included.

@@ -2,11 +2,13 @@
 package target
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -44,6 +46,9 @@ func Start(ctx context.Context, dsn string) (*Server, error) {
 	return &Server{server: server}, nil
 }
 
+// Of returns a server that runs already. Whoever started it stops it.
+func Of(server *pgserver.Server) *Server { return &Server{server: server} }
+
 // Stop ends a throwaway server, and leaves nothing behind on another one.
 func (s *Server) Stop() error { return s.server.Stop() }
 
@@ -52,6 +57,12 @@ func (s *Server) Version() string { return s.server.Version() }
 
 // External says that the server is not a throwaway one.
 func (s *Server) External() bool { return s.server.External() }
+
+// HasAddress says that the server can be reached over TCP.
+func (s *Server) HasAddress() bool {
+	_, ok := Address(s.server.DSN())
+	return ok
+}
 
 // Schema is an empty schema of its own on the server.
 type Schema struct {
@@ -93,27 +104,41 @@ func (s *Schema) own(settings Settings) Settings {
 	return own
 }
 
-// Address returns the "host:port" of a connection string in URL form, and false if it has none.
+// errNoURL does not show the connection string, which may hold a password.
+var errNoURL = errors.New("the connection string is no URL")
+
+// Address returns the "host:port" of a connection string in URL form, and false if it has none: if
+// it leads to a Unix socket, for one.
 func Address(dsn string) (string, bool) {
 	u, err := url.Parse(dsn)
-	if err != nil || u.Host == "" {
+	if err != nil {
 		return "", false
 	}
-	if u.Port() == "" {
-		return u.Hostname() + ":5432", true
+	host, port := u.Hostname(), u.Port()
+	if host == "" {
+		host, port = u.Query().Get("host"), u.Query().Get("port")
 	}
-	return u.Host, true
+	if host == "" || strings.HasPrefix(host, "/") {
+		return "", false
+	}
+	return net.JoinHostPort(host, cmp.Or(port, "5432")), true
 }
 
 // Via returns a connection string in URL form with another address.
 func Via(dsn, address string) (string, error) {
 	u, err := url.Parse(dsn)
 	if err != nil {
-		return "", errors.New("the connection string is no URL")
+		return "", errNoURL
 	}
-	u.Host = address
+	query := u.Query()
+	query.Del("host")
+	query.Del("port")
+	u.Host, u.RawQuery = address, encode(query)
 	return u.String(), nil
 }
+
+// encode leaves no plus sign where a space is meant: not every client reads it so.
+func encode(query url.Values) string { return strings.ReplaceAll(query.Encode(), "+", "%20") }
 
 // with returns a connection string of either form with settings added.
 func with(dsn string, settings Settings) string {
@@ -123,7 +148,7 @@ func with(dsn string, settings Settings) string {
 			for name, value := range settings {
 				query.Set(name, value)
 			}
-			u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20")
+			u.RawQuery = encode(query)
 			return u.String()
 		}
 	}
@@ -142,7 +167,7 @@ func (s *Schema) MayChange(ctx context.Context, settings Settings) (err error) {
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if err := db.PingContext(ctx); err != nil {
-		return fmt.Errorf("connect with %v: %w", settings, err)
+		return fmt.Errorf("connect with %v, which superusers may: %w", settings, err)
 	}
 	return nil
 }

@@ -1,0 +1,134 @@
+package pgretry
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"testing"
+
+	"github.com/pgretry/pgretry/internal/gate"
+	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
+)
+
+// limited makes the conflict memory of a database believe that the transactions of a name
+// have deadlocked, so that one of them may run at a time.
+func limited(t *testing.T, db *sql.DB, name string) *gate.Gate {
+	t.Helper()
+	g := connectorOf(db).memory.learn(kindKey{name: name}).gate.Load()
+	for range 10 {
+		g.Enlist().Leave(gate.Deadlocked)
+	}
+	if g.Limit() != 1 {
+		t.Fatalf("the limit is %d, want 1", g.Limit())
+	}
+	return g
+}
+
+func openShared(t *testing.T, dsn string) *sql.DB {
+	t.Helper()
+	db, err := Open(dsn, WithContention(ContentionDefault|ContentionShared))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+// leases asks whether there are so many locks of those by which processes take turns.
+func leasesAre(n int, granted bool) string {
+	return fmt.Sprintf(`SELECT count(*) = %d FROM pg_locks WHERE locktype = 'advisory' AND classid = %d AND granted = %v
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, n, leaseClass, granted)
+}
+
+func TestProcessesTakeTurnsWithTransactionsThatDeadlock(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
+	one, other := openShared(t, dsn), openShared(t, dsn)
+	work := func(db *sql.DB) error {
+		return RunInTx(ContextWithName(t.Context(), "transfer"), db, nil, func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + 1 WHERE id = 1`)
+			return err
+		})
+	}
+	for _, db := range []*sql.DB{one, other} {
+		limited(t, db, "transfer")
+	}
+	done := make(chan error)
+	const each = 300
+	for _, db := range []*sql.DB{one, other} {
+		for range 4 {
+			go func() {
+				for range each {
+					if err := work(db); err != nil {
+						done <- err
+						return
+					}
+				}
+				done <- nil
+			}()
+		}
+	}
+	a.until(leasesAre(1, true))
+	a.until(leasesAre(1, false))
+	for range 8 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	a.is(fmt.Sprint(8*each), `SELECT balance FROM account`)
+	for _, db := range []*sql.DB{one, other} {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	a.until(leasesAre(0, true))
+}
+
+// Another process has the turn, and keeps it for longer than anybody should.
+func TestAProcessThatDoesNotGetItsTurnGoesOnWithout(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
+	db := openShared(t, dsn)
+	g := limited(t, db, "transfer")
+	hog := (&leases{}).newLease(kindKey{name: "transfer"}, g)
+	a.rivalDoes(`SELECT pg_advisory_lock(` + hog.lock + `)`)
+	done := make(chan error)
+	go func() {
+		for range 3 { // the first of them begins to ask for turns
+			if err := RunInTx(ContextWithName(t.Context(), "transfer"), db, nil, func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + 1 WHERE id = 1`)
+				return err
+			}); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	a.until(leasesAre(1, false))
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	a.is("3", `SELECT balance FROM account`)
+}
+
+func TestWithoutTheOptionNobodyTakesTurns(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
+	limited(t, a.db, "transfer")
+	for range 3 {
+		if err := RunInTx(ContextWithName(t.Context(), "transfer"), a.db, nil, func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + 1 WHERE id = 1`)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if connectorOf(a.db).memory.leases.held != nil {
+		t.Error("it takes turns")
+	}
+}
