@@ -57,7 +57,7 @@ type conn struct {
 func newConn(connector *Connector, inner session, t *tap) driver.Conn {
 	c := &conn{session: inner, tap: t, connector: connector}
 	c.tx.conn = c
-	t.cache = newStatementCache(connector.config, t)
+	t.cache = newStatementCache(connector.config, t, &connector.plans)
 	return c.offering()
 }
 

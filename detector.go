@@ -165,7 +165,7 @@ func (d *detector) run() {
 	sights := make(map[*conn]sight)
 	ticker := time.NewTicker(glancePause)
 	defer ticker.Stop()
-	for idle := 0; idle < idleGlances; {
+	for idle := 0; idle < idleGlances || !d.sleeps(); {
 		select {
 		case <-d.closed:
 			idle = idleGlances
@@ -182,12 +182,22 @@ func (d *detector) run() {
 			d.look(sights)
 		}
 	}
+}
+
+// sleeps goes to sleep, unless a statement has come under way since the last glance.
+func (d *detector) sleeps() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.awake.Store(false)
 	if d.isClosed {
 		d.hangUp()
-		return
+		return true
+	}
+	for c := range d.sessions {
+		if c.airborne.Load()&(flying|candidate) == flying|candidate {
+			d.awake.Store(true)
+			return false
+		}
 	}
 	d.timer = time.AfterFunc(sideIdle, func() {
 		d.mu.Lock()
@@ -196,6 +206,7 @@ func (d *detector) run() {
 			d.hangUp()
 		}
 	})
+	return true
 }
 
 // glance says how many statements are under way that may wait for locks, and whether it is
@@ -280,7 +291,13 @@ func (d *detector) find(ctx context.Context, sights map[*conn]sight) error {
 		}
 		d.side = side
 	}
-	waiting := d.waiting(sights)
+	waiting, others := d.waiting(sights)
+	switch {
+	case len(waiting) == 0 && others:
+		return errOtherServer
+	case len(waiting) == 0:
+		return nil
+	}
 	first, err := d.circles(ctx, waiting)
 	if err != nil || len(first) == 0 {
 		return err
@@ -332,17 +349,26 @@ func (d *detector) connect(ctx context.Context) (*conn, error) {
 	return side, nil
 }
 
-// waiting returns the process ids of the sessions that were seen.
-func (d *detector) waiting(sights map[*conn]sight) (pids []int) {
+// waiting returns the process ids of the sessions that were seen, of the server that the
+// side connection leads to, and whether there are those of others.
+func (d *detector) waiting(sights map[*conn]sight) (pids []int, others bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range sights {
-		if p := d.sessions[c]; p != nil {
+		switch p := d.sessions[c]; {
+		case p == nil:
+		case p.history == d.side.origin.history:
 			pids = append(pids, p.pid)
+		default:
+			others = true
 		}
 	}
-	return pids
+	return pids, others
 }
+
+// errOtherServer says that the side connection leads to another server than those whose
+// sessions are to be looked at, or to another life of it: there has been a failover, perhaps.
+var errOtherServer = errors.New("pgretry: none of the sessions is one of the server that is looked at")
 
 // circles reads the server's locks and returns deadlocks that sessions of ours are in, and
 // that have none of them in common.

@@ -560,7 +560,7 @@ func TestOfErrorsOfAnUnknownTypeADeadlockIsMade(t *testing.T) {
 
 // Transactions that take their locks in one order wait, however long, and nobody is cancelled.
 func TestWhoWaitsInOrderIsNeverCancelled(t *testing.T) {
-	const workers, each = 32, 2
+	const workers, each = 32, 1
 	a := enterHot(t, WithContention(ContentionDetector|ContentionLimit|ContentionProbes))
 	before := a.stats()
 	var all sync.WaitGroup
@@ -805,8 +805,8 @@ func TestOnlyTheStatementThatWasSeenIsChosen(t *testing.T) {
 func (a *arena) side() int {
 	a.Helper()
 	var pid sql.NullInt64
-	if err := a.plain.QueryRow(`SELECT max(pid) FROM pg_stat_activity WHERE query LIKE 'WITH locks AS%' AND pid <> pg_backend_pid()
-		AND usename = current_user AND pid NOT IN (SELECT pid FROM pg_stat_activity WHERE query LIKE '%max(pid)%')`).Scan(&pid); err != nil {
+	if err := a.plain.QueryRow(`SELECT max(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+		AND (query LIKE 'WITH locks AS%' OR query LIKE 'SELECT pg_catalog.pg_cancel_backend(pid)%')`).Scan(&pid); err != nil {
 		a.Fatal(err)
 	}
 	return int(pid.Int64)
@@ -989,6 +989,23 @@ func TestADetectorLooksAtWhatHasWaitedForLong(t *testing.T) {
 	glance(0, false)
 	if len(sights) != 0 {
 		t.Error("it is remembered")
+	}
+}
+
+func TestADetectorDoesNotGoToSleepWhileAStatementIsUnderWay(t *testing.T) {
+	f := newFixture(t)
+	f.connector.memory.learn(kindKey{name: "some"})
+	d := &f.connector.memory.detector
+	c := &conn{connector: f.connector, loneLocks: true}
+	d.sessions = map[*conn]*process{c: {pid: 1}}
+	d.awake.Store(true)
+	c.takeOff()
+	if d.sleeps() || !d.awake.Load() {
+		t.Error("it sleeps")
+	}
+	_ = c.land(t.Context(), nil)
+	if !d.sleeps() || d.awake.Load() {
+		t.Error("it does not sleep")
 	}
 }
 

@@ -144,6 +144,7 @@ type Connector struct {
 	lastLoss atomic.Int64 // of a connection, in nanoseconds since 1970; 0 for none
 
 	memory conflictMemory
+	plans  plans
 
 	orphanCount atomic.Int64
 	mu          sync.Mutex

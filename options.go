@@ -322,16 +322,17 @@ const DefaultStatementCache = 256
 // max_prepared_statements.
 //
 // It is for lib/pq, and not with binary_parameters=yes, which needs no second round trip;
-// pgx has a cache of its own. Sessions with the cache have plan_cache_mode set to
-// force_custom_plan, unless it is set otherwise, so that the server goes on planning for the
-// arguments at hand, as it does for statements that are not prepared. What may change the
+// pgx has a cache of its own. The server goes on planning for the arguments at hand, as it does
+// for statements that are not prepared: one that it has executed five times, so that it would
+// think of a plan for all arguments, is prepared anew. Those that insert values or find one row
+// by a unique index, of which no plan could be better, are left to it: the driver asks for
+// that plan once (EXPLAIN). What may change the
 // meaning of a text empties the cache: DDL, SET, RESET, DISCARD, DO, CALL, a function whose
 // effect is not known ([WithAllowedFunctions] names those that do no harm). What other sessions
 // do is noticed by the server, with these exceptions for up to a minute: a table or a function
 // created where it is found earlier; a column that has got another type, to which a kept
 // statement still sends its arguments as the old one. Where nothing is replayed or run again, a
-// transaction may fail with 0A000 after DDL of another session. A function that executes RESET
-// ALL undoes plan_cache_mode unseen.
+// transaction may fail with 0A000 after DDL of another session.
 func WithStatementCache(size int) Option {
 	return option(func(c *config) error {
 		if size < 0 {

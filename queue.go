@@ -242,8 +242,9 @@ func (c *conn) takeOff() {
 	c.flights++
 	flight := c.flights<<flightBits | flying
 	if memory := &c.connector.memory; memory.isHot() && c.mayLose() {
-		flight |= candidate
-		memory.detector.wake()
+		c.airborne.Store(flight | candidate)
+		memory.detector.wake() // now, or it could have gone to sleep without seeing this
+		return
 	}
 	c.airborne.Store(flight)
 }

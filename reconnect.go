@@ -71,7 +71,7 @@ func (c *conn) reconnect(ctx context.Context) error {
 		return err
 	}
 	c.session, c.tap = s, t
-	t.cache = newStatementCache(c.connector.config, t)
+	t.cache = newStatementCache(c.connector.config, t, &c.connector.plans)
 	c.generation++
 	c.gone, c.hungUp, c.broken, c.originAsked, c.settings = false, false, false, false, settings{}
 	c.tainted.Store(false)

@@ -38,7 +38,7 @@ func (c *conn) execLone(ctx context.Context, s call) (driver.Result, error) {
 	if c.hasNoSession() {
 		return nil, driver.ErrBadConn
 	}
-	if c.tap.cache.wantsProof() && c.block() == outsideBlock {
+	if c.tap.cache.wantsAttention() && c.block() == outsideBlock {
 		if err := c.proveSession(ctx); err != nil {
 			return nil, c.lostBefore(ctx, PhaseStatement, err)
 		}
@@ -76,7 +76,7 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 	if c.hasNoSession() {
 		return nil, driver.ErrBadConn
 	}
-	if c.tap.cache.wantsProof() && c.block() == outsideBlock {
+	if c.tap.cache.wantsAttention() && c.block() == outsideBlock {
 		if err := c.proveSession(ctx); err != nil {
 			return nil, c.lostBefore(ctx, PhaseStatement, err)
 		}

@@ -43,9 +43,13 @@ type statementCache struct {
 	wanted  bool // a text was used again: it would be of use
 	entries map[string]*cachedStatement
 	newest  *cachedStatement // of a ring, most recently used first
-	stale   []driver.Stmt    // to be closed when there is time
-	seed    maphash.Seed
-	seen    [seenTexts]uint64
+	stale   []staleStatement // to be closed when there is time
+	plans   *plans           // the connector's, until the session differs from others
+
+	replans  bool             // it plans for the arguments at hand each time
+	unjudged *cachedStatement // of which the plan is to be looked at
+	seed     maphash.Seed
+	seen     [seenTexts]uint64
 
 	inProgress *uint32 // lib/pq's, by which it knows that rows are being read
 	suspended  bool    // until the transaction ends: it has changed what names mean
@@ -65,8 +69,17 @@ const (
 type cachedStatement struct {
 	text         string
 	stmt         cacheableStmt // nil if it is better not kept
+	name         string        // lib/pq's
 	prepared     time.Time     // or found to be better not kept
+	uses         int           // since then
+	fixed        bool          // one plan will do
 	newer, older *cachedStatement
+}
+
+// staleStatement is a statement that is of no use any more.
+type staleStatement struct {
+	stmt cacheableStmt
+	name string
 }
 
 // cacheableStmt is what lib/pq's statements are.
@@ -77,7 +90,7 @@ type cacheableStmt interface {
 }
 
 // newStatementCache returns the cache of a session, nil if there is to be none.
-func newStatementCache(config *config, t *tap) *statementCache {
+func newStatementCache(config *config, t *tap, known *plans) *statementCache {
 	if !t.libPQ || config.mode == ModeOff || config.statementCache == 0 {
 		return nil
 	}
@@ -90,6 +103,7 @@ func newStatementCache(config *config, t *tap) *statementCache {
 		inProgress: (*uint32)(unsafe.Pointer(progress.UnsafeAddr())), //nolint:gosec // the kind was checked
 		config:     config, entries: make(map[string]*cachedStatement), seed: maphash.MakeSeed(),
 		wanted: config.statementCacheInsists,
+		plans:  known,
 	}
 }
 
@@ -138,12 +152,25 @@ func (c *statementCache) take(ctx context.Context, t *tap, text string, args []d
 			switch young := c.config.now().Sub(found.prepared) < cachedFor; {
 			case young && found.stmt == nil:
 				return nil, nil
-			case young:
+			case young && (found.fixed || found.uses < customPlans || c.replans):
 				c.use(found)
 				return found, nil
+			case young:
+				if fixed, known := c.plans.find(text, c.config.now()); fixed {
+					found.fixed = true
+					c.use(found)
+					return found, nil
+				} else if !known {
+					c.unjudged = found // the one that takes its place
+				}
 			}
+			judge := c.unjudged == found
 			c.drop(found)
-			return c.prepare(ctx, t, text)
+			again, err := c.prepare(ctx, t, text)
+			if judge {
+				c.unjudged = again
+			}
+			return again, err
 		}
 	}
 	info := analyze(text)
@@ -233,7 +260,7 @@ func (c *statementCache) prepare(ctx context.Context, t *tap, text string) (*cac
 	}
 	for len(c.stale) > 0 && len(c.stale)+len(c.entries) >= c.config.statementCache {
 		last := len(c.stale) - 1
-		stmt := c.stale[last]
+		stmt := c.stale[last].stmt
 		c.stale = c.stale[:last]
 		if err := stmt.Close(); err != nil {
 			return nil, err
@@ -244,11 +271,14 @@ func (c *statementCache) prepare(ctx context.Context, t *tap, text string) (*cac
 		return nil, err
 	}
 	cacheable, ok := stmt.(cacheableStmt)
-	if !ok {
+	name := field(reflect.Indirect(reflect.ValueOf(stmt)), "name")
+	if !ok || name.Kind() != reflect.String {
 		c.state = cacheOff
 		return nil, stmt.Close()
 	}
-	found := &cachedStatement{text: text, stmt: cacheable, prepared: c.config.now()}
+	now := c.config.now()
+	fixed, _ := c.plans.find(text, now)
+	found := &cachedStatement{text: text, stmt: cacheable, name: name.String(), prepared: now, uses: 1, fixed: fixed}
 	found.newer, found.older = found, found
 	c.entries[text] = found
 	c.insert(found)
@@ -257,6 +287,7 @@ func (c *statementCache) prepare(ctx context.Context, t *tap, text string) (*cac
 
 // use makes a statement the one that was used most recently.
 func (c *statementCache) use(s *cachedStatement) {
+	s.uses++
 	if s != c.newest {
 		s.newer.older, s.older.newer = s.older, s.newer
 		c.insert(s)
@@ -285,7 +316,10 @@ func (c *statementCache) drop(s *cachedStatement) {
 	}
 	s.newer.older, s.older.newer = s.older, s.newer
 	if s.stmt != nil {
-		c.stale = append(c.stale, s.stmt)
+		c.stale = append(c.stale, staleStatement{s.stmt, s.name})
+		if c.unjudged == s {
+			c.unjudged = nil
+		}
 	}
 }
 
@@ -300,6 +334,9 @@ func (c *statementCache) dropAll() {
 // invalidate makes ready for a statement that may change what others mean.
 func (c *statementCache) invalidate(info *sqltext.Info, t *tap) {
 	c.dropAll()
+	// From now on names may mean something else than to other sessions, and the server may
+	// plan in another way.
+	c.plans, c.replans = new(plans), false
 	if t.txStatus() != 'I' || info.BeginsTx {
 		c.suspended = true // it may be undone again
 	}
@@ -477,16 +514,17 @@ func tellText(err error, text string) {
 }
 
 // askCache proves that the session is ours alone: the process that answers is the one that
-// the server named when the session began. It also sees to it that the server goes on
-// planning for the arguments at hand, as it does for statements that are not prepared; after
-// five executions it would perhaps not.
-const askCache = `SELECT CASE WHEN source = 'default' THEN pg_catalog.set_config('plan_cache_mode', 'force_custom_plan', false)
-	ELSE setting END FROM pg_catalog.pg_settings WHERE name = 'plan_cache_mode' AND pg_catalog.pg_backend_pid() = `
+// the server named when the session began. The answer is how it plans statements that are
+// prepared.
+const askCache = `SELECT coalesce(pg_catalog.current_setting('plan_cache_mode', true), 'auto') WHERE pg_catalog.pg_backend_pid() = `
 
 // wantsProof says whether it is worth asking what the session is.
 func (c *statementCache) wantsProof() bool {
 	return c != nil && c.state == cacheUnproved && c.wanted
 }
+
+// wantsAttention says whether there is something to ask or to do outside a transaction.
+func (c *statementCache) wantsAttention() bool { return c.wantsProof() || c.wantsTidying() }
 
 // proveSession finds out whether the cache may be used, while no transaction is open. An
 // error means that the session is not usable.
@@ -495,7 +533,10 @@ func (c *conn) proveSession(ctx context.Context) error {
 	if cache != nil {
 		cache.resume(c.tap)
 	}
-	if !cache.wantsProof() || cache.isReading() {
+	if !cache.wantsProof() {
+		return c.tidyStatements(ctx)
+	}
+	if cache.isReading() {
 		return nil
 	}
 	cache.state = cacheOff
@@ -513,19 +554,12 @@ func (c *conn) proveSession(ctx context.Context) error {
 	switch {
 	case err == nil:
 		if answer != "" || cache.config.statementCacheInsists {
-			cache.state = cacheOn
+			cache.state, cache.replans = cacheOn, answer == "force_custom_plan"
 		}
 		return nil
-	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost:
-		if cache.config.statementCacheInsists {
-			cache.state = cacheOn
-		}
+	case sqlState(err) != "" && Classify(err, PhaseStatement) != ClassConnectionLost && cache.config.statementCacheInsists:
+		cache.state = cacheOn
 		return nil
-	case ctx.Err() != nil:
-		c.broken = true // an answer may still be on its way
-		return ctx.Err()
-	case asking.Err() != nil:
-		return noAnswer(originTimeout, err)
 	}
-	return reusable(err)
+	return c.unanswered(ctx, asking, err)
 }

@@ -275,10 +275,9 @@ func TestTheDefaultKeepsWhatComesAgainInASessionThatIsOurs(t *testing.T) {
 	a := enter(t, nil, bank)
 	k := keeperOf(t, a.db, a.plain)
 	k.does(balanceOf)
-	k.is("auto", `SHOW plan_cache_mode`) // it was not worth a question
 	k.does(balanceOf, "begin", balanceOf, "commit")
 	k.wantsKept(balanceOf)
-	k.is("force_custom_plan", `SHOW plan_cache_mode`)
+	k.is("auto", `SHOW plan_cache_mode`)
 }
 
 func TestStatementsOutsideTransactionsAreEnoughToBeKept(t *testing.T) {
@@ -381,7 +380,7 @@ func TestWhatIsNotTheLibPQWeKnowHasNoCache(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := newStatementCache(config, &tap{Conn: &other{}, libPQ: true}); c != nil {
+	if c := newStatementCache(config, &tap{Conn: &other{}, libPQ: true}, new(plans)); c != nil {
 		t.Error("there is a cache for something else")
 	}
 	f := newFixture(t)
@@ -428,9 +427,13 @@ func (k *keeper) notes(text string, args ...any) {
 func TestResultsAreTheInnerDriversWhetherKeptOrNot(t *testing.T) {
 	at := time.Date(2026, 2, 28, 23, 59, 59, 123456000, time.FixedZone("", 3600))
 	values := []any{
-		nil, 0, 1, -7, int64(1) << 40, 1.5, true, "", "text", "1", "{1,2,3}", `{"a": 1}`, "sad", []byte("bytes"), []byte{0, 1, 255}, []byte(nil),
+		nil, 0, 1, -7, int64(1) << 40, 1.5, true, "", "text", "1", "{1,2,3}", `{"a": 1}`, "sad", []byte("bytes"),
+		[]byte{0, 1, 255},
+		[]byte(nil),
 		at, at.UTC(), "2026-02-28", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "(1,2)", pq.Array([]int64{1, 2}), pq.Array([]string{"a", `b"c`, "null"}),
-		sql.NullString{}, sql.NullInt64{Int64: 3, Valid: true}, strings.Repeat("long", 5000),
+		sql.NullString{},
+		sql.NullInt64{Int64: 3, Valid: true},
+		strings.Repeat("long", 5000),
 	}
 	types := []string{
 		"", "::text", "::varchar(3)", "::int2", "::int", "::bigint", "::numeric(10,2)", "::float4", "::float8", "::bool", "::bytea", "::date", "::time", "::timetz",
@@ -472,9 +475,11 @@ func TestStatementsAreTheInnerDriversWhetherKeptOrNot(t *testing.T) {
 }
 
 func TestErrorsAreTheInnerDriversWhetherKeptOrNot(t *testing.T) {
-	compared(t, []string{bank, `CREATE FUNCTION raises(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+	compared(t, []string{
+		bank, `CREATE FUNCTION raises(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
 		BEGIN IF n > 0 THEN RAISE 'no % here', n USING ERRCODE = '42P01', DETAIL = 'a', HINT = 'b'; END IF; RETURN n; END $$`,
-		`ALTER TABLE account ADD CHECK (balance < 1000), ADD note varchar(3)`}, func(k *keeper) {
+		`ALTER TABLE account ADD CHECK (balance < 1000), ADD note varchar(3)`,
+	}, func(k *keeper) {
 		for n := range 4 {
 			k.notes(`SELECT 1 / $1::int`, 0)
 			k.notes(`SELECT 10 / (id - $1) FROM account ORDER BY id`, 3)
@@ -514,13 +519,92 @@ func TestErrorsAreTheInnerDriversWhetherKeptOrNot(t *testing.T) {
 	})
 }
 
+// usedPlans is how often the server used a plan for all arguments for what is kept.
+const usedPlans = `SELECT coalesce(sum(generic_plans), 0) FROM pg_prepared_statements`
+
 func TestPlansAreMadeForTheArgumentsAtHand(t *testing.T) {
-	_, k := enterKeeping(t, 8, bank)
-	for range 20 {
-		k.does(balanceOf)
+	for _, text := range []string{
+		`SELECT id FROM job WHERE status = $1 ORDER BY id LIMIT 10`,
+		`SELECT id FROM job WHERE id > $1 ORDER BY id LIMIT 10`,
+		`SELECT count(*) FROM job WHERE status = $1`,
+		`SELECT id FROM job WHERE id = ANY ($1::bigint[])`,
+		`UPDATE job SET at = at WHERE status = $1 AND id < 10`,
+		`DELETE FROM job WHERE part = $1`,
+		`SELECT j.id FROM job j JOIN job k ON k.id = j.part WHERE j.id = $1`,
+		`INSERT INTO job (id, status, part) SELECT id + 2000000, status, part FROM job WHERE status = $1 LIMIT 1`,
+		`SELECT id FROM job WHERE part = $1 AND again = 1`,
+	} {
+		t.Run(text, func(t *testing.T) {
+			_, k := enterKeeping(t, 8, jobs)
+			for n := range 40 {
+				args := []any{n}
+				if strings.Contains(text, "ANY") {
+					args = []any{pq.Array([]int{n})}
+				}
+				k.notes(text, args...)
+			}
+			if !slices.Contains(k.keeps(), text) {
+				t.Error("it is not kept")
+			}
+			k.is("1", usedPlans) // by our looking at it
+			k.is("auto", `SHOW plan_cache_mode`)
+		})
 	}
-	k.is("0 19", `SELECT generic_plans || ' ' || custom_plans FROM pg_prepared_statements`)
-	k.is("force_custom_plan", `SHOW plan_cache_mode`)
+}
+
+const jobs = `CREATE TABLE job (id bigint PRIMARY KEY, status int, part int, again int, at timestamptz DEFAULT now(), UNIQUE (part, again, id));
+	INSERT INTO job SELECT n, n % 50, n % 7, n, now() FROM generate_series(1, 20000) n; CREATE INDEX ON job (status); CREATE INDEX ON job (part); ANALYZE job`
+
+// Of these no plan could be better than the one for all arguments.
+func TestThePlanForAllArgumentsIsUsedWhereNoneCouldBeBetter(t *testing.T) {
+	for _, text := range []string{
+		`SELECT at FROM job WHERE id = $1`,
+		`SELECT at FROM job WHERE id = $1 FOR UPDATE`,
+		`UPDATE job SET at = now() WHERE id = $1`,
+		`DELETE FROM job WHERE id = $1`,
+		`INSERT INTO job (id, status) VALUES ($1 + 3000000, 1)`,
+		`INSERT INTO job (id, status) VALUES ($1 + 4000000, 1), ($1 + 5000000, 2) ON CONFLICT (id) DO UPDATE SET status = 3 RETURNING id`,
+		`SELECT at FROM job WHERE part = $1 AND again = 3 AND id = $1`,
+	} {
+		t.Run(text, func(t *testing.T) {
+			_, k := enterKeeping(t, 8, jobs)
+			for n := range 40 {
+				k.notes(text, n)
+			}
+			if !slices.Contains(k.keeps(), text) {
+				t.Error("it is not kept")
+			}
+			var used bool
+			if err := k.conn.QueryRowContext(t.Context(), `SELECT (`+usedPlans+`) > 20`).Scan(&used); err != nil || !used {
+				t.Errorf("it is not used, %v", err)
+			}
+		})
+	}
+}
+
+func TestConditionsOfIndexesAreUnderstoodOrNotBelieved(t *testing.T) {
+	for condition, want := range map[string]int{
+		`(id = $1)`:                   1,
+		`(account.id = $1)`:           1,
+		`("my table".id = $1)`:        1,
+		`(account.id = ($1)::bigint)`: 1,
+		`((account.a = $1) AND (account.b = 'x'::text))`: 2,
+		`((account.a = $1) AND (account.a = $2))`:        1,
+		`((a = 1) AND (b = $1) AND (c = $2))`:            3,
+		`(account.id = ANY ($1))`:                        0,
+		`(account.id > $1)`:                              0,
+		`((account.a = $1) AND (account.b > $2))`:        0,
+		`(account.id = other.id)`:                        0,
+		`(lower(account.name) = $1)`:                     0,
+		`(account.id = (SELECT 1))`:                      0,
+		`(account.id IS NULL)`:                           0,
+		``:                                               0,
+		`((account.a = $1) AND (ROW(account.b, account.c) > ROW($2, $3)))`: 0,
+	} {
+		if got := comparedColumns(condition); got != want {
+			t.Errorf("%s: %d, want %d", condition, got, want)
+		}
+	}
 }
 
 func TestAPlanCacheModeOfTheUsersStays(t *testing.T) {
@@ -554,7 +638,7 @@ func TestAPlanCacheModeOfTheUsersStays(t *testing.T) {
 	})
 }
 
-func TestThePlanCacheModeIsSetAgainBeforeStatementsAreKeptAgain(t *testing.T) {
+func TestStatementsAreKeptAgainAfterTheSessionWasReset(t *testing.T) {
 	for _, lost := range []string{`RESET ALL`, `RESET plan_cache_mode`, `DISCARD ALL`} {
 		for _, prepared := range []bool{false, true} {
 			t.Run(fmt.Sprint(lost, prepared), func(t *testing.T) {
@@ -575,7 +659,6 @@ func TestThePlanCacheModeIsSetAgainBeforeStatementsAreKeptAgain(t *testing.T) {
 					k.does(lost)
 				}
 				k.does(thrice(`SELECT $1::int + 1`)...)
-				k.is("force_custom_plan", `SHOW plan_cache_mode`)
 				if !slices.Contains(k.keeps(), `SELECT $1::int + 1`) {
 					t.Error("nothing is kept any more")
 				}
@@ -590,7 +673,6 @@ func TestThePlanCacheModeIsSetAgainBeforeStatementsAreKeptAgain(t *testing.T) {
 		k.does("commit", "begin")
 		k.does(thrice(`SELECT $1::int`)...)
 		k.wantsKept(`SELECT $1::int`)
-		k.is("force_custom_plan", `SHOW plan_cache_mode`)
 		k.does("commit")
 	})
 }

@@ -310,6 +310,9 @@ func (t *tx) Commit() error {
 			return v.err
 		}
 		v := verdict{class: Classify(err, PhaseCommit), err: err}
+		if t.probeFailed(err) {
+			v.class = ClassRetryable // of a constraint that was deferred
+		}
 		switch {
 		case t.state == txEndedRaw && !t.keepsErrors() && Classify(err, PhaseStatement) == ClassConnectionLost:
 			t.conn.noteLost(t.began, lostStatement)

@@ -47,8 +47,7 @@ type control struct {
 	base       level // where a trial began
 	generation uint64
 	estimates  [len(levels)]estimate
-	run        goodput // since the phase began
-	began      time.Time
+	run        goodput       // since the phase began
 	unpaused   time.Duration // of the phase
 	demanded   time.Duration // of that, how long more were wanted inside
 
@@ -95,7 +94,7 @@ func (c *control) measured() *estimate {
 // pass books the time since the last call, in which so many were inside and waiting.
 func (c *control) pass(now time.Time, inside, waiting int, paused bool) {
 	if c.start.IsZero() {
-		c.start, c.began, c.booked = now, now, now
+		c.start, c.booked = now, now
 	}
 	c.inside = inside
 	passed := now.Sub(c.booked)
@@ -363,7 +362,6 @@ func (c *control) enter(now time.Time, p phase, to level) {
 
 func (c *control) begin(now time.Time, p phase) {
 	c.phase = p
-	c.began = now
 	c.run = goodput{}
 	c.unpaused, c.demanded = 0, 0
 }

@@ -312,3 +312,33 @@ func TestTheLimitDoesNotRiseWhileThoseFromBeforeACutStay(t *testing.T) {
 		}
 	}
 }
+
+func TestATrialThatDeadlocksIsNotKeptIfItBringsHardlyMore(t *testing.T) {
+	s := newShop(func(limit int) float64 {
+		if limit > 2 {
+			return 404
+		}
+		return 400
+	})
+	s.serve(200 * time.Millisecond)
+	for s.Limit() != 2 {
+		s.deadlock(20 * time.Millisecond)
+	}
+	trials := 0
+	for end := s.now.Add(20 * time.Second); s.now.Before(end); {
+		s.serve(5 * time.Millisecond)
+		if s.Limit() <= 2 {
+			continue
+		}
+		if s.control.phase == settled {
+			t.Fatalf("the limit is %d", s.Limit())
+		}
+		if s.control.run.deadlocks == 0 {
+			trials++
+			s.deadlock(0)
+		}
+	}
+	if trials == 0 {
+		t.Error("nothing was tried")
+	}
+}

@@ -8,7 +8,7 @@
 //
 //   - A kind of transaction begins without a limit. A deadlock halves how many may be
 //     inside, once per generation: deadlocks of transactions that were let in before
-//     the last cut say nothing about it.
+//     the last cut say nothing about it, unless nothing but deadlocks happens.
 //   - Commits per second are measured at each level. A level is kept only if it brings
 //     no less than the one before, deadlocks and all. So a limit that does not help is
 //     let go, and a level that deadlocks now and then is kept if it is still the better.

@@ -379,6 +379,22 @@ func TestNobodyIsLetInDuringAPauseExceptWhoWaitsTooLong(t *testing.T) {
 	}
 }
 
+func TestAPauseBeginsTheStallAnew(t *testing.T) {
+	b := limitTo(t, 1, Config{Stall: time.Second})
+	b.arrive()
+	waits := b.arrive()
+	b.after(900 * time.Millisecond)
+	b.Pause(b.now)
+	if due := b.Due(waits).Sub(b.now); due != time.Second {
+		t.Errorf("due after %s", due)
+	}
+	b.after(100 * time.Millisecond)
+	b.Resume(b.now)
+	if due := b.Due(waits).Sub(b.now); due != time.Second {
+		t.Errorf("due %s after the pause", due)
+	}
+}
+
 func TestDissolvingLetsEverybodyInForEver(t *testing.T) {
 	b := limitTo(t, 1, Config{})
 	holder := b.arrive()
