@@ -223,7 +223,8 @@ func (m *conflictMemory) enter(ctx context.Context, k *kind, since time.Time, wa
 		s.pass = g.Enlist()
 		return s, nil
 	}
-	pass, err := g.Enter(ctx, since)
+	// No wait is to be the reason for there being no further attempt.
+	pass, err := g.EnterBefore(ctx, since, since.Add(m.connector.config.policy.MaxElapsed))
 	if err != nil {
 		return stay{}, err
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -404,11 +405,15 @@ func idle(t *testing.T, options ...Option) (*sql.DB, *Connector) {
 func allocations(t *testing.T, db *sql.DB) float64 {
 	t.Helper()
 	ctx := t.Context()
-	return testing.AllocsPerRun(200, func() {
-		if err := transacts(ctx, db, twoStatements); err != nil {
-			t.Fatal(err)
-		}
-	})
+	fewest := math.Inf(1)
+	for range 10 { // what others leave behind is counted as well
+		fewest = min(fewest, testing.AllocsPerRun(50, func() {
+			if err := transacts(ctx, db, twoStatements); err != nil {
+				t.Fatal(err)
+			}
+		}))
+	}
+	return fewest
 }
 
 func TestWhereNothingConflictsNothingIsPaid(t *testing.T) {

@@ -169,6 +169,32 @@ func TestClosuresThatDeadlockRunAgain(t *testing.T) {
 	a.early(1)
 }
 
+// Each takes rows in the opposite order of the other's.
+func TestKindsWhoseTransactionsDeadlockWithEachOtherShareALimit(t *testing.T) {
+	a := enterHot(t, WithContention(ContentionDetector|ContentionLimit))
+	takes := func(id int) string { return fmt.Sprintf(`UPDATE account SET balance = balance - 5 WHERE id = %d`, id) }
+	old, young := a.begin(sql.LevelReadCommitted), a.begin(sql.LevelReadCommitted)
+	old.does(row(1))
+	young.does(takes(2))
+	committed := goes(func() error {
+		_, err := old.Exec(row(2))
+		return errors.Join(err, old.Commit())
+	})
+	a.waits(1)
+	young.does(takes(1))
+	young.commits()
+	if err := committed(); err != nil {
+		t.Fatal(err)
+	}
+	a.early(1)
+	memory := &connectorOf(a.db).memory
+	one, other := memory.find(memory.keyOf("", row(1))), memory.find(memory.keyOf("", takes(1)))
+	if one == nil || other == nil || one.gate.Load() != other.gate.Load() {
+		t.Errorf("the kinds are %+v", a.stats().Kinds)
+	}
+	isEmpty(t, one)
+}
+
 // Upserts of the same rows in opposite orders.
 func TestLoneStatementsThatDeadlockAreExecutedAgain(t *testing.T) {
 	a := enterHot(t)
@@ -368,6 +394,14 @@ func TestWhatCannotBeReplayedIsLeftToTheServer(t *testing.T) {
 			a.meetsInVain()
 			return goes(func() error { _, err := tx.Exec(row(2)); return errors.Join(err, tx.Commit()) })
 		}},
+		"inside a savepoint, after a read": {runs: func(a *arena) ended {
+			tx := a.begin(sql.LevelReadCommitted)
+			tx.does(row(1))
+			tx.does(`SAVEPOINT a`)
+			tx.sees(`SELECT balance FROM account WHERE id = 4`)
+			a.meetsInVain()
+			return goes(func() error { _, err := tx.Exec(row(2)); return errors.Join(err, tx.Commit()) })
+		}},
 		"plain, in ModeClosure": {options: []Option{WithMode(ModeClosure)}, runs: func(a *arena) ended {
 			tx := a.begin(sql.LevelReadCommitted)
 			tx.does(row(1))
@@ -416,17 +450,25 @@ func TestWhatCannotBeReplayedIsLeftToTheServer(t *testing.T) {
 			})
 		}},
 		"a lone statement that is not executed again": {runs: func(a *arena) ended {
-			if _, err := a.rival.ExecContext(a.Context(), `CREATE FUNCTION pause() RETURNS void LANGUAGE plpgsql AS 'BEGIN PERFORM FROM trace; WHILE NOT EXISTS
-				(SELECT FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()) LOOP PERFORM pg_stat_clear_snapshot(); END LOOP; END'`); err != nil {
+			stage, err := a.plain.Conn(a.Context())
+			if err != nil {
+				a.Fatal(err)
+			}
+			defer stage.Close() //nolint:errcheck // nothing depends on it
+			if _, err := stage.ExecContext(a.Context(), `SELECT pg_advisory_lock(7355)`); err != nil {
 				a.Fatal(err)
 			}
 			a.rivalDoes("BEGIN", crossing.holds)
 			ends := goes(func() error {
-				_, err := a.db.ExecContext(a.Context(), `DO $$ BEGIN `+row(1)+`; PERFORM pause(); `+row(2)+`; END $$`)
+				_, err := a.db.ExecContext(a.Context(), `DO $$ BEGIN `+row(1)+`; PERFORM pg_advisory_xact_lock(7355); `+row(2)+`; END $$`)
 				return err
 			})
-			a.until(`SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'account'::regclass AND mode = 'RowExclusiveLock' AND pid NOT IN (pg_backend_pid(), $1))`, a.pid)
+			a.until(`SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`)
 			go func() { _, _ = a.rival.ExecContext(a.Context(), crossing.wants) }()
+			a.until(`SELECT cardinality(pg_blocking_pids($1)) > 0`, a.pid)
+			if _, err := stage.ExecContext(a.Context(), `SELECT pg_advisory_unlock(7355)`); err != nil {
+				a.Fatal(err)
+			}
 			return ends
 		}},
 	} {
@@ -824,6 +866,27 @@ func (a *arena) deadlocksEarly() {
 	tx.commits()
 	if got := a.stats().DeadlocksFoundEarly; got != before+1 {
 		a.Errorf("%d deadlocks were found early, want %d", got, before+1)
+	}
+}
+
+func TestSessionsAreKnownToTheDetectorWhereOutcomesAreNotAskedFor(t *testing.T) {
+	a := enterHot(t, WithCommitOutcome(CommitReport))
+	a.deadlocksEarly()
+}
+
+func TestASessionThatTookThePlaceOfALostOneIsKnownToTheDetector(t *testing.T) {
+	a := enterHot(t)
+	tx := a.begin(sql.LevelReadCommitted)
+	tx.does(row(3))
+	a.until(`SELECT bool_or(pg_terminate_backend(pid, 10000)) FROM pg_locks WHERE relation = 'account'::regclass AND mode = 'RowExclusiveLock'`)
+	tx.does(row(1)) // in another session
+	over := a.meets(crossing)
+	tx.does(row(2))
+	over()
+	tx.commits()
+	a.early(1)
+	if s := a.stats(); s.Reconnects != 1 {
+		t.Errorf("the statistics are %+v", s)
 	}
 }
 

@@ -83,6 +83,7 @@ func (t *tx) queueByName(ctx context.Context) error {
 
 // queueAgain waits before the BEGIN of a replay.
 func (t *tx) queueAgain(ctx context.Context) error {
+	t.probing = false // that was in the transaction that is gone
 	if t.kind == nil || t.stay.kind != nil || !t.takesPart() {
 		return nil
 	}

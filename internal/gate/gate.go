@@ -33,8 +33,13 @@ type Pass struct {
 // where ctx has a deadline, by half of the time left until then too. The error is ctx's,
 // if it ended while the transaction waited; otherwise Leave must be called.
 func (g *Gate) Enter(ctx context.Context, since time.Time) (Pass, error) {
-	request := Request{Since: since}
-	request.Deadline, _ = ctx.Deadline()
+	return g.EnterBefore(ctx, since, time.Time{})
+}
+
+// EnterBefore is Enter for a transaction that has to be done before a time, as if ctx had
+// that deadline, but for what happens when it passes. The zero time is none.
+func (g *Gate) EnterBefore(ctx context.Context, since, before time.Time) (Pass, error) {
+	request := Request{Since: since, Deadline: earliest(ctx, before)}
 
 	g.mu.Lock()
 	ticket := g.limiter.Arrive(g.now(), request)
@@ -64,6 +69,15 @@ func (g *Gate) Enter(ctx context.Context, since time.Time) (Pass, error) {
 			}
 		}
 	}
+}
+
+// earliest returns the context's deadline or a time, whichever comes first; zero times are
+// none.
+func earliest(ctx context.Context, before time.Time) time.Time {
+	if deadline, ok := ctx.Deadline(); ok && (before.IsZero() || deadline.Before(before)) {
+		return deadline
+	}
+	return before
 }
 
 // Enlist counts a transaction that runs already and cannot wait any more.
