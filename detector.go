@@ -272,7 +272,12 @@ func (d *detector) hangUp() {
 func (d *detector) look(sights map[*conn]sight) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
+	kept := d.side != nil
 	err := d.find(ctx, sights)
+	if err != nil && kept {
+		d.hangUp() // the connection may have died since the last look
+		err = d.find(ctx, sights)
+	}
 	if err == nil {
 		d.failed = 0
 		return

@@ -40,11 +40,10 @@ type leases struct {
 
 // lease is the turns of one gate.
 type lease struct {
-	all    *leases
-	gate   *gate.Gate
-	lock   string // its keys
-	side   *conn
-	queued bool // somebody else waits for the lock
+	all  *leases
+	gate *gate.Gate
+	lock string // its keys
+	side *conn
 }
 
 // want takes turns from now on, as long as the gate has a limit and there is somebody at
@@ -120,7 +119,6 @@ func (l *lease) takeTurns(ctx context.Context) error {
 		return err
 	}
 	for ctx.Err() == nil {
-
 		l.gate.Pause()
 		l.drain(ctx)
 		err := l.do(ctx, "SELECT pg_catalog.pg_advisory_lock("+l.lock+")")
@@ -149,7 +147,7 @@ func (l *lease) turn(ctx context.Context) (needed bool, err error) {
 	wait := l.all.connector.config.wait
 	for idle := time.Duration(0); idle < leaseIdle; {
 		if wait(ctx, leaseQuantum) != nil {
-			return false, nil // closed
+			return false, nil //nolint:nilerr // closed
 		}
 		if l.gate.Limit() == 0 || l.gate.Waiting()+l.gate.Inside() == 0 {
 			idle += leaseQuantum

@@ -72,7 +72,7 @@ func (k *kind) wantsPins() bool { return k != nil && k.pins.wanted() }
 // missedPin notes that a replay has diverged, where the transaction has shown what a pin
 // would have kept true.
 func (t *tx) missedPin() {
-	if t.conn.connector.config.pins != PinsLearned || !t.readCommitted() {
+	if t.conn.connector.config.pins != PinsLearned || !t.takesPart() || !t.readCommitted() {
 		return
 	}
 	key := t.kindKey()

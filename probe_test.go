@@ -362,7 +362,7 @@ func TestNamedTransactionsProbeToo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback() //nolint:errcheck // nothing depends on it
+	defer tx.Rollback()
 	if _, err := tx.Exec(row(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +379,7 @@ func (a *arena) learns(ctx context.Context) error {
 	if err != nil {
 		a.Fatal(err)
 	}
-	defer tx.Rollback() //nolint:errcheck // committed by then
+	defer tx.Rollback()
 	var id int
 	if err := tx.QueryRow(insertsEntry).Scan(&id); err != nil {
 		a.Fatal(err)

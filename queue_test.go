@@ -189,6 +189,7 @@ func TestAClosureWaitsBeforeItTakesAConnection(t *testing.T) {
 
 func TestAClosureWithoutANameWaitsFromItsSecondAttemptOn(t *testing.T) {
 	f := newFixture(t, WithContention(ContentionLimit))
+	f.now = time.Now()
 	patientGate(f.db)
 	f.Fail(drivertest.AnyExec, serverErr("40P01")).Matching("last").Times(1)
 	var k *kind
@@ -341,7 +342,7 @@ func TestNobodyWaitsForTheClosureItIsIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close() //nolint:errcheck // nothing depends on it
+	defer other.Close()
 	ctx, cancel := context.WithTimeout(ContextWithName(t.Context(), "transfer"), 20*time.Second)
 	defer cancel()
 	row := func(id int) string { return fmt.Sprintf(`UPDATE account SET balance = balance + 1 WHERE id = %d`, id) }
@@ -607,6 +608,7 @@ func TestWhoIsNotReplayedDoesNotWait(t *testing.T) {
 
 func TestAReplayWaitsForItsTurnBeforeItBegins(t *testing.T) {
 	f := newFixture(t, WithContention(ContentionLimit))
+	f.now = time.Now()
 	patientGate(f.db)
 	f.Fail(drivertest.AnyExec, serverErr("40P01")).Matching("last").Times(1)
 	k := remember(f.db, "", locksFirst)

@@ -345,6 +345,11 @@ func (r *replay) beginAgain(v verdict) setback {
 	}
 	t.inner, t.state, t.first = inner, txActive, verdict{}
 	t.answered = t.conn.connector.config.now()
+	if t.kind != nil {
+		if err := t.probe(ctx); err != nil {
+			return r.unexpected(err)
+		}
+	}
 	return setback{}
 }
 

@@ -373,8 +373,8 @@ func TestTheDSNGivesTheSizeOfTheStatementCache(t *testing.T) {
 func TestWhatIsNotTheLibPQWeKnowHasNoCache(t *testing.T) {
 	type other struct {
 		driver.Conn
-		namei      string
-		inProgress bool
+		namei      string //nolint:unused // looked for by name
+		inProgress bool   //nolint:unused // the same
 	}
 	config, err := newConfig(nil)
 	if err != nil {

@@ -95,7 +95,7 @@ func (t *tap) isValid() bool { return !t.dead && (t.validator == nil || t.valida
 func (t *tap) kill() {
 	if !t.dead {
 		t.dead = true
-		_ = t.Conn.Close() // there is nothing that it could say
+		_ = t.Close() // there is nothing that it could say
 	}
 }
 

@@ -161,17 +161,17 @@ func (s *settings) effort(full, short fastpath.Effort) fastpath.Effort {
 // one a second later.
 func (s *settings) transactionEffort(t fastpath.Transport) fastpath.Effort {
 	if t.Delay > 0 {
-		return s.effort(fastpath.Effort{Rounds: 40, Each: 8}, fastpath.Effort{Rounds: 6, Each: 4})
+		return s.effort(fastpath.Effort{Rounds: 40, Each: 8, Warm: 12}, fastpath.Effort{Rounds: 4, Each: 4, Warm: 12})
 	}
-	return s.effort(fastpath.Effort{Rounds: 100, Each: 40}, fastpath.Effort{Rounds: 12, Each: 30})
+	return s.effort(fastpath.Effort{Rounds: 100, Each: 40, Warm: 20}, fastpath.Effort{Rounds: 12, Each: 30, Warm: 20})
 }
 
 func (s *settings) noConflictEffort() fastpath.Effort {
-	return s.effort(fastpath.Effort{Rounds: 100, Each: 20}, fastpath.Effort{Rounds: 10, Each: 10})
+	return s.effort(fastpath.Effort{Rounds: 60, Each: 20, Warm: 12}, fastpath.Effort{Rounds: 8, Each: 10, Warm: 12})
 }
 
 func (s *settings) scanEffort() fastpath.Effort {
-	return s.effort(fastpath.Effort{Rounds: 30, Each: 1}, fastpath.Effort{Rounds: 3, Each: 1})
+	return s.effort(fastpath.Effort{Rounds: 40, Each: 1, Warm: 1}, fastpath.Effort{Rounds: 3, Each: 1, Warm: 1})
 }
 
 func (s *settings) skewedEffort() (effort fastpath.Effort, rows int) {

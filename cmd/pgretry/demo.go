@@ -17,8 +17,8 @@ import (
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/runner"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/spantree"
-	"github.com/pgretry/pgretry/internal/workload"
 	"github.com/pgretry/pgretry/internal/pgserver"
+	"github.com/pgretry/pgretry/internal/workload"
 )
 
 const (

@@ -240,7 +240,7 @@ func (c *control) decide(now time.Time, inside int) {
 	}
 	if c.draining && (c.old <= 0 || now.Sub(c.cutAt) > longDrain) {
 		c.draining = false
-		c.begin(now, c.phase)
+		c.begin(c.phase)
 	}
 	if now.Sub(c.lastDeadlock) >= c.config.Memory {
 		c.base = unlimited
@@ -280,7 +280,7 @@ func (c *control) mayRaise(now time.Time) {
 func (c *control) judgeRaising(now time.Time) {
 	if !c.run.conclusive() {
 		if c.unpaused >= epoch && !c.binding() {
-			c.accept(now)
+			c.accept()
 		}
 		return
 	}
@@ -291,7 +291,7 @@ func (c *control) judgeRaising(now time.Time) {
 	}
 	switch {
 	case c.estimates[c.level].rate() >= worth*base:
-		c.accept(now)
+		c.accept()
 	case c.run.rate() < worth*base:
 		c.giveUpRaising(now)
 	}
@@ -299,12 +299,12 @@ func (c *control) judgeRaising(now time.Time) {
 }
 
 // accept keeps the level that was tried.
-func (c *control) accept(now time.Time) {
+func (c *control) accept() {
 	if c.phase == raising {
 		c.goneWell()
 	}
 	c.base = c.level
-	c.begin(now, settled)
+	c.begin(settled)
 }
 
 func (c *control) goneWell() {
@@ -322,7 +322,7 @@ func (c *control) judgeLowering(now time.Time) {
 	}
 	if !c.run.conclusive() {
 		if c.unpaused >= epoch && !c.binding() {
-			c.accept(now)
+			c.accept()
 		}
 		return
 	}
@@ -334,7 +334,7 @@ func (c *control) judgeLowering(now time.Time) {
 		return
 	}
 	c.holdWait = max(c.holdWait/waitShrink, c.config.RiseWait)
-	c.accept(now)
+	c.accept()
 }
 
 // waitAfter is how long to wait for the next trial after one that took so much longer
@@ -357,10 +357,10 @@ func (c *control) enter(now time.Time, p phase, to level) {
 		c.draining = false
 	}
 	c.level = to
-	c.begin(now, p)
+	c.begin(p)
 }
 
-func (c *control) begin(now time.Time, p phase) {
+func (c *control) begin(p phase) {
 	c.phase = p
 	c.run = goodput{}
 	c.unpaused, c.demanded = 0, 0

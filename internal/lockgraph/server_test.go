@@ -91,7 +91,7 @@ func (s *scene) join(name string, db *sql.DB) *actor {
 			if _, err := s.db.Exec("SELECT pg_cancel_backend($1)", a.pid); err != nil {
 				s.t.Error(err)
 			}
-			<-a.waiting
+			<-a.waiting //nolint:errcheck // what became of it does not matter
 		}
 		_, _ = a.ExecContext(context.Background(), "ROLLBACK") // whatever state it is in
 		_ = a.Close()

@@ -21,12 +21,32 @@ type Effort struct {
 	Rounds int
 	// Each is how often it does the job then.
 	Each int
+	// Warm is how often it does the job before that, unmeasured, over a connection that is new
+	// in every round: where the system puts the two ends of a connection, on one core or on two,
+	// can make a difference of one to two for as long as it lasts. 0 means that one connection
+	// serves all rounds.
+	Warm int
 }
 
 // job is what a system does.
 type job struct {
 	system string
 	do     func(context.Context) error
+	db     *peer.Database // nil if it has no connection to renew
+}
+
+// prepare makes ready for a turn.
+func (j job) prepare(ctx context.Context, effort Effort) error {
+	if j.db != nil && effort.Warm > 0 {
+		j.db.SetMaxIdleConns(0) // closes the idle one
+		j.db.SetMaxIdleConns(1)
+	}
+	for range effort.Warm {
+		if err := j.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", j.system, err)
+		}
+	}
+	return nil
 }
 
 // compare gives every job its turn in every round, in an order that changes, after one turn that
@@ -36,12 +56,18 @@ func compare(ctx context.Context, jobs []job, effort Effort) ([]result.Timing, e
 	allocations := make([][]float64, len(jobs))
 	for i, j := range jobs {
 		timings[i].System = j.system
+		if err := j.prepare(ctx, effort); err != nil {
+			return nil, err
+		}
 		if _, _, err := turn(ctx, j, effort.Each); err != nil {
 			return nil, err
 		}
 	}
 	for range effort.Rounds {
 		for _, i := range rand.Perm(len(jobs)) {
+			if err := jobs[i].prepare(ctx, effort); err != nil {
+				return nil, err
+			}
 			micros, allocated, err := turn(ctx, jobs[i], effort.Each)
 			if err != nil {
 				return nil, err

@@ -64,7 +64,7 @@ func MeasureNoConflict(ctx context.Context, server *target.Server, w workload.Wo
 			}
 			r.committed = append(r.committed, id)
 			return nil
-		}})
+		}, db})
 	}
 	if seen.Timings, err = compare(ctx, jobs, effort); err != nil {
 		return seen, err

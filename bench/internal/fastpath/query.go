@@ -116,7 +116,7 @@ func measureQuery(ctx context.Context, server *target.Server, name string, syste
 		db := all[i]
 		jobs = append(jobs, job{system.ID, func(ctx context.Context) error {
 			return system.Transact(ctx, db.DB, peer.Work{Name: name, Body: body})
-		}})
+		}, db})
 	}
 	seen.Timings, err = compare(ctx, jobs, effort)
 	return seen, err

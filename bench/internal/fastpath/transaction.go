@@ -96,7 +96,7 @@ func MeasureTransaction(ctx context.Context, server *target.Server, transport Tr
 	if _, err := check.ExecContext(ctx, `
 		CREATE TABLE account (id integer PRIMARY KEY, balance bigint NOT NULL);
 		CREATE TABLE transfer (account integer NOT NULL);
-		INSERT INTO account SELECT id, 0 FROM generate_series(1, 100) AS id`); err != nil {
+		INSERT INTO account SELECT id, 0 FROM generate_series(1, 10000) AS id; ANALYZE account`); err != nil {
 		return seen, fmt.Errorf("create tables: %w", err)
 	}
 	dsn, leave, err := transport.dsn(schema)
@@ -112,12 +112,12 @@ func MeasureTransaction(ctx context.Context, server *target.Server, transport Tr
 			return seen, err
 		}
 		work := peer.Work{Name: "transfer", Body: transfer(i + 1)}
-		jobs = append(jobs, job{system.ID, func(ctx context.Context) error { return system.Transact(ctx, db.DB, work) }})
+		jobs = append(jobs, job{system.ID, func(ctx context.Context) error { return system.Transact(ctx, db.DB, work) }, db})
 	}
 	if seen.Timings, err = compare(ctx, jobs, effort); err != nil {
 		return seen, err
 	}
-	done := int64((effort.Rounds + 1) * effort.Each)
+	done := int64((effort.Rounds + 1) * (effort.Each + effort.Warm))
 	for i, system := range systems {
 		var balance, transfers int64
 		if err := check.QueryRowContext(ctx, `SELECT balance, (SELECT count(*) FROM transfer WHERE account = $1) FROM account WHERE id = $1`,
@@ -185,7 +185,7 @@ func MeasureRelay(ctx context.Context, server *target.Server, delay time.Duratio
 		jobs = append(jobs, job{name, func(ctx context.Context) error {
 			_, err := db.ExecContext(ctx, `SELECT 1`)
 			return err
-		}})
+		}, nil})
 	}
 	seen.Timings, err = compare(ctx, jobs, effort)
 	return seen, err

@@ -16,8 +16,8 @@ import (
 
 	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/cmd/pgretry/internal/sandbox"
-	"github.com/pgretry/pgretry/internal/workload"
 	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
+	"github.com/pgretry/pgretry/internal/workload"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
