@@ -17,6 +17,7 @@ type attempt struct {
 	loop   *loop
 	parent *attempt // of the loop around this one, if there is one
 	number int      // from 1
+	config *config  // of the loop when it began
 
 	span trace.Span // nil while there is no telemetry, or no database to tell which
 

@@ -37,9 +37,9 @@ func (t *tx) probe(ctx context.Context) error {
 		!c.settings.asked, c.settings.lockTimeout, c.stateful, t.leavesState, t.setsTimeout:
 		return nil
 	}
-	p := &t.pace
-	if t.attempt != nil {
-		p = &t.attempt.loop.pace
+	p := t.pace
+	if a := t.attempt; a != nil {
+		p = pace{config: a.policyOn(c.connector), started: a.loop.started, attempts: a.number}
 	} else if config.contention&ContentionProbeTransactions == 0 || !t.covered || !t.journal().showsCountsOnly() {
 		return nil
 	}

@@ -260,7 +260,7 @@ func (c *conn) mayLose() bool {
 	case t.locking == "":
 		return false
 	case t.attempt != nil:
-		return t.attempt.mayRunAgain()
+		return t.attempt.mayRunAgain(c.connector)
 	}
 	return t.covered && t.pace.attempts < t.pace.config.policy.MaxAttempts &&
 		(t.savepoints.newest() < 0 || t.showedCountsOnly())
@@ -275,14 +275,23 @@ func (t *tx) showedCountsOnly() bool {
 }
 
 // mayRunAgain says whether the closure would run again after a deadlock now.
-func (a *attempt) mayRunAgain() bool {
-	l := a.loop
-	if l.config.mode == ModeOff || a.number >= l.config.policy.MaxAttempts {
+func (a *attempt) mayRunAgain(c *Connector) bool {
+	config := a.policyOn(c)
+	if config.mode == ModeOff || a.number >= config.policy.MaxAttempts {
 		return false
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.commits == 0 || l.idempotent
+	return a.commits == 0 || a.loop.idempotent
+}
+
+// policyOn returns the configuration that decides whether the closure runs again. The first
+// attempt of Retry begins before the database is known.
+func (a *attempt) policyOn(c *Connector) *config {
+	if a.number == 1 && a.loop.target == nil && len(a.loop.options) == 0 {
+		return c.config
+	}
+	return a.config
 }
 
 // land ends what takeOff began and returns the statement's error, as the server would have
@@ -420,7 +429,7 @@ func (c *conn) queueLone(ctx context.Context, text string) (s stay, err error) {
 	a := attemptFrom(ctx)
 	reason, _ := c.connector.config.refuses(callExec, info)
 	c.loneLocks = reason == "" && info.Statements == 1 && slices.Contains(repeatableKinds, info.Keyword) &&
-		(a == nil || a.mayRunAgain())
+		(a == nil || a.mayRunAgain(c.connector))
 	k := memory.find(memory.keyOf(nameFrom(ctx), text))
 	c.kind.Store(k)
 	if k == nil || a.isInside(k) {

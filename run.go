@@ -353,7 +353,7 @@ func (l *loop) begin() (context.Context, *attempt) {
 		a = new(attempt)
 	}
 	l.attempts++
-	a.loop, a.parent, a.number = l, l.parent, l.attempts
+	a.loop, a.parent, a.number, a.config = l, l.parent, l.attempts, l.config
 	l.current = a
 	l.began = l.started
 	if a.number > 1 {
