@@ -2,12 +2,14 @@ package pgretry
 
 import (
 	"database/sql/driver"
+	"encoding/binary"
 	"hash/maphash"
 	"math"
 	"math/bits"
 	"math/rand/v2"
 	"reflect"
 	"time"
+	"unsafe"
 )
 
 // digest stands for what a statement has shown, in the order in which it was shown.
@@ -60,42 +62,31 @@ func (d digest) pair(tag digestTag, first, second uint64) digest {
 	return digest(high ^ low)
 }
 
-// shortText is how many bytes are added in one step.
-const shortText = 16
+// shortText is how many bytes are added without calling maphash.
+const shortText = 32
 
-// short adds up to shortText bytes. All of them are in the two halves, which overlap unless
-// there are sixteen; the length tells apart what fills them alike.
-func short[T string | []byte](d digest, tag digestTag, text T) digest {
-	n := len(text)
+// short adds up to shortText bytes, in one step or two. All of them are in the parts, which
+// overlap unless they are full; the length tells apart what fills them alike.
+func short(d digest, tag digestTag, b []byte) digest {
+	n := len(b)
 	tag |= digestTag(n) << 8
 	switch {
 	case n >= 8:
-		return d.pair(tag, eightBytes(text[:8]), eightBytes(text[n-8:]))
+		if n > 16 {
+			d = d.pair(tag, binary.NativeEndian.Uint64(b[8:]), binary.NativeEndian.Uint64(b[n-16:]))
+		}
+		return d.pair(tag, binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[n-8:]))
 	case n >= 4:
-		return d.pair(tag, fourBytes(text[:4]), fourBytes(text[n-4:]))
+		return d.pair(tag, uint64(binary.NativeEndian.Uint32(b)), uint64(binary.NativeEndian.Uint32(b[n-4:])))
 	case n > 0:
-		return d.with(tag, uint64(text[0])|uint64(text[n>>1])<<8|uint64(text[n-1])<<16)
+		return d.with(tag, uint64(b[0])|uint64(b[n>>1])<<8|uint64(b[n-1])<<16)
 	}
 	return d.with(tag, 0)
 }
 
-func eightBytes[T string | []byte](b T) uint64 {
-	_ = b[7]
-	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
-		uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
-}
-
-func fourBytes[T string | []byte](b T) uint64 {
-	_ = b[3]
-	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24
-}
-
 // withText and withBytes add a string or bytes.
 func withText(d digest, tag digestTag, s string) digest {
-	if len(s) <= shortText {
-		return short(d, tag, s)
-	}
-	return d.with(tag, maphash.String(digestSeed, s))
+	return withBytes(d, tag, unsafe.Slice(unsafe.StringData(s), len(s))) //nolint:gosec // it is only read
 }
 
 func withBytes(d digest, tag digestTag, b []byte) digest {
@@ -240,6 +231,14 @@ func (s *shown) row(values []driver.Value) bool {
 			sum = withText(sum, tagString, value)
 		case []byte:
 			sum = withBytes(sum, tagBytes, value)
+		case time.Time:
+			if value.Location() == time.UTC {
+				sum = sum.pair(tagTimeUTC, uint64(value.Unix()), uint64(value.Nanosecond()))
+				continue
+			}
+			other := sum
+			other.addTime(value)
+			sum = other
 		default:
 			other := sum
 			if !other.addValue(value) {

@@ -23,13 +23,14 @@ var (
 // the driver looks at them.
 type rows struct {
 	driver.Rows
-	real  driver.Rows // the inner driver's own, where Rows is otelsql's
-	conn  *conn
-	tx    uint64        // the number of the transaction they belong to, 0 for none
-	lone  loneStatement // what to take back if the statement fails after all
-	text  string        // of a statement outside a transaction
-	ended bool
-	shut  bool // Rows is closed
+	real   driver.Rows // the inner driver's own, where Rows is otelsql's
+	conn   *conn
+	memory *conflictMemory
+	tx     uint64        // the number of the transaction they belong to, 0 for none
+	lone   loneStatement // what to take back if the statement fails after all
+	text   string        // of a statement outside a transaction
+	ended  bool
+	shut   bool // Rows is closed
 
 	// Of rows that the driver may fetch again.
 	watched bool
@@ -44,7 +45,7 @@ type rows struct {
 }
 
 func newRows(c *conn, inner driver.Rows, tx uint64, lone loneStatement) *rows {
-	return &rows{Rows: inner, real: c.tap.takeRows(inner), conn: c, tx: tx, lone: lone}
+	return &rows{Rows: inner, real: c.tap.takeRows(inner), conn: c, memory: &c.connector.memory, tx: tx, lone: lone}
 }
 
 // context returns the query's context, as far as it is known.
@@ -71,7 +72,12 @@ func (r *rows) Columns() []string {
 
 func (r *rows) Next(dest []driver.Value) error {
 	for {
-		err := r.next(dest)
+		var err error
+		if r.memory.isHot() {
+			err = r.next(dest)
+		} else {
+			err = r.Rows.Next(dest)
+		}
 		if err == nil {
 			// The values may be gone with the next call, so now is the time.
 			if r.watched && !r.shown.row(dest) {
@@ -93,7 +99,7 @@ func (r *rows) Next(dest []driver.Value) error {
 // next fetches a row. It may have to wait for its lock.
 func (r *rows) next(dest []driver.Value) error {
 	c := r.conn
-	if !c.connector.memory.isHot() || !c.tx.isOpen() {
+	if !c.tx.isOpen() {
 		return r.Rows.Next(dest)
 	}
 	c.takeOff()

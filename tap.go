@@ -180,7 +180,7 @@ func (t *tap) txStatus() byte {
 func (t *tap) pulse() pulse {
 	switch {
 	case t.wire != nil:
-		return t.wire.peek.pulse()
+		return t.wire.pulse()
 	case t.peek != nil:
 		return t.peek.pulse()
 	}

@@ -20,6 +20,53 @@ type wire struct {
 	net.Conn
 	acted atomic.Uint64 // bytes sent, but for those that certainly changed nothing
 	peek  peeker
+
+	flows bool    // there is more to read than lib/pq asks for at a time
+	block *[]byte // that was read ahead, nil if there is none
+	ahead []byte  // what of it is still to be given to lib/pq
+}
+
+const (
+	// readAhead is how much is read at a time where much comes. lib/pq reads 4 KiB, which
+	// costs a system call each.
+	readAhead = 32 << 10
+	// flowing is the size of a read that tells, if it is full, that much comes.
+	flowing = 2 << 10
+)
+
+var blocks = sync.Pool{New: func() any { block := make([]byte, readAhead); return &block }}
+
+func (w *wire) Read(b []byte) (int, error) {
+	if w.block == nil {
+		if !w.flows || len(b) >= readAhead {
+			n, err := w.Conn.Read(b)
+			w.flows = n == len(b) && n >= flowing
+			return n, err
+		}
+		block := blocks.Get().(*[]byte)
+		n, err := w.Conn.Read(*block)
+		if n == 0 {
+			blocks.Put(block)
+			return 0, err
+		}
+		w.block, w.ahead = block, (*block)[:n]
+		w.flows = n >= flowing
+		// Should there be an error too, the next read has it again.
+	}
+	n := copy(b, w.ahead)
+	if w.ahead = w.ahead[n:]; len(w.ahead) == 0 {
+		blocks.Put(w.block)
+		w.block, w.ahead = nil, nil
+	}
+	return n, nil
+}
+
+// pulse looks whether the server has hung up, or has something to say.
+func (w *wire) pulse() pulse {
+	if w.block != nil {
+		return pulseWaiting
+	}
+	return w.peek.pulse()
 }
 
 func newWire(inner net.Conn) *wire {

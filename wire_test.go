@@ -1,9 +1,12 @@
 package pgretry
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"testing"
@@ -55,9 +58,9 @@ func (e *farEnd) dial(t *testing.T) *wire {
 // sees returns when the near end sees what the far end did.
 func (e *farEnd) sees(want pulse) {
 	e.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); e.near.peek.pulse() != want; {
+	for deadline := time.Now().Add(30 * time.Second); e.near.pulse() != want; {
 		if time.Now().After(deadline) {
-			e.t.Fatalf("the pulse is %d, want %d", e.near.peek.pulse(), want)
+			e.t.Fatalf("the pulse is %d, want %d", e.near.pulse(), want)
 		}
 	}
 }
@@ -114,7 +117,7 @@ func (e *farEnd) deadlines() func() []time.Time {
 func TestAGlanceAtASocketTakesNothingOutOfIt(t *testing.T) {
 	e := listenAlone(t)
 	w := e.dial(t)
-	if p := w.peek.pulse(); p != pulseQuiet {
+	if p := w.pulse(); p != pulseQuiet {
 		t.Errorf("the pulse is %d before anything happened", p)
 	}
 	e.says("N")
@@ -130,7 +133,7 @@ func TestAGlanceAtASocketTakesNothingOutOfIt(t *testing.T) {
 func TestASocketThatIsNoneHasNoPulse(t *testing.T) {
 	near, far := net.Pipe()
 	defer func() { _ = errors.Join(near.Close(), far.Close()) }()
-	if p := newWire(near).peek.pulse(); p != pulseUnknown {
+	if p := newWire(near).pulse(); p != pulseUnknown {
 		t.Errorf("the pulse is %d", p)
 	}
 	if p := (&tap{}).pulse(); p != pulseUnknown {
@@ -294,5 +297,71 @@ func TestTheDialerLeavesTheSocketWithWhoeverAsked(t *testing.T) {
 	}
 	if _, err := (wireDialer{}).DialTimeout("tcp", address, -time.Second); err == nil {
 		t.Error("the timeout has no effect")
+	}
+}
+
+// countingConn counts what is read from it at a time.
+type countingConn struct {
+	net.Conn
+	reads int
+}
+
+func (c *countingConn) Read(b []byte) (int, error) {
+	c.reads++
+	return c.Conn.Read(b)
+}
+
+func TestWhatComesInPlentyIsReadInLargePieces(t *testing.T) {
+	near, far := net.Pipe()
+	counting := &countingConn{Conn: near}
+	w := newWire(counting)
+	sent := make([]byte, 1<<20+123)
+	for i := range sent {
+		sent[i] = byte(rand.Uint32())
+	}
+	done := make(chan error)
+	go func() {
+		_, err := far.Write(sent)
+		done <- errors.Join(err, far.Close())
+	}()
+	got, err := io.ReadAll(bufio.NewReader(w)) // 4 KiB at a time, as lib/pq reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, sent) {
+		t.Errorf("%d bytes came, and not those that were sent", len(got))
+	}
+	if most := len(sent)/readAhead + 10; counting.reads > most {
+		t.Errorf("%d reads, want %d at most", counting.reads, most)
+	}
+	if w.block != nil {
+		t.Error("the memory for it is kept")
+	}
+}
+
+func TestWhatWasReadAheadIsWaiting(t *testing.T) {
+	near, far := net.Pipe()
+	w := newWire(near)
+	go func() { _, _ = far.Write(make([]byte, 3*flowing)) }()
+	b := make([]byte, flowing)
+	for range 2 {
+		if _, err := io.ReadFull(w, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := w.pulse(); got != pulseWaiting {
+		t.Errorf("the pulse is %d, want that something waits", got)
+	}
+	if _, err := io.ReadFull(w, b); err != nil {
+		t.Fatal(err)
+	}
+	if w.block != nil || w.pulse() == pulseWaiting {
+		t.Error("something waits still")
+	}
+	if err := errors.Join(near.Close(), far.Close()); err != nil {
+		t.Error(err)
 	}
 }
