@@ -117,7 +117,11 @@ func (b bench) run(ctx context.Context, r round) (_ result, err error) {
 	if err != nil {
 		return result{}, err
 	}
-	connector, err := r.wrapped(injector)
+	between := driver.Connector(injector)
+	if r.p == 0 {
+		between = inner // lib/pq's own, for which statements stay prepared and deadlocks are looked for
+	}
+	connector, err := r.wrapped(between)
 	if err != nil {
 		return result{}, err
 	}
