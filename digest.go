@@ -20,7 +20,7 @@ type digest uint64
 
 var (
 	digestSeed = maphash.MakeSeed()
-	digestKeys = [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}
+	digestKeys = [4]uint64{rand.Uint64() | 1, rand.Uint64() | 1, rand.Uint64() | 1, rand.Uint64() | 1}
 )
 
 // digestTag tells apart values that would otherwise look alike: NULL, "", false
@@ -56,10 +56,11 @@ func (d digest) with(tag digestTag, value uint64) digest {
 	return digest(high ^ low)
 }
 
-// pair is a step for two values at once.
-func (d digest) pair(tag digestTag, first, second uint64) digest {
-	high, low := bits.Mul64(first^digestKeys[0], second^(uint64(d)+uint64(tag))^digestKeys[1])
-	return digest(high ^ low)
+// pair makes one value of two, as a step of wyhash does. Neither the digest so far nor a tag
+// takes part: xored with a value, they could make up for a difference in it.
+func pair(first, second uint64) uint64 {
+	high, low := bits.Mul64(first^digestKeys[2], second^digestKeys[3])
+	return high ^ low
 }
 
 // shortText is how many bytes are added without calling maphash.
@@ -73,11 +74,11 @@ func short(d digest, tag digestTag, b []byte) digest {
 	switch {
 	case n >= 8:
 		if n > 16 {
-			d = d.pair(tag, binary.NativeEndian.Uint64(b[8:]), binary.NativeEndian.Uint64(b[n-16:]))
+			d = d.with(tag, pair(binary.NativeEndian.Uint64(b[8:]), binary.NativeEndian.Uint64(b[n-16:])))
 		}
-		return d.pair(tag, binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[n-8:]))
+		return d.with(tag, pair(binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[n-8:])))
 	case n >= 4:
-		return d.pair(tag, uint64(binary.NativeEndian.Uint32(b)), uint64(binary.NativeEndian.Uint32(b[n-4:])))
+		return d.with(tag, pair(uint64(binary.NativeEndian.Uint32(b)), uint64(binary.NativeEndian.Uint32(b[n-4:]))))
 	case n > 0:
 		return d.with(tag, uint64(b[0])|uint64(b[n>>1])<<8|uint64(b[n-1])<<16)
 	}
@@ -132,7 +133,7 @@ func (d *digest) addValue(value driver.Value) bool {
 // addTime adds the instant and what is shown of its zone.
 func (d *digest) addTime(t time.Time) {
 	if t.Location() == time.UTC {
-		*d = d.pair(tagTimeUTC, uint64(t.Unix()), uint64(t.Nanosecond()))
+		*d = d.with(tagTimeUTC, pair(uint64(t.Unix()), uint64(t.Nanosecond())))
 		return
 	}
 	d.add(tagTime, uint64(t.Unix()))
@@ -233,7 +234,7 @@ func (s *shown) row(values []driver.Value) bool {
 			sum = withBytes(sum, tagBytes, value)
 		case time.Time:
 			if value.Location() == time.UTC {
-				sum = sum.pair(tagTimeUTC, uint64(value.Unix()), uint64(value.Nanosecond()))
+				sum = sum.with(tagTimeUTC, pair(uint64(value.Unix()), uint64(value.Nanosecond())))
 				continue
 			}
 			other := sum

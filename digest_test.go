@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -264,6 +265,50 @@ func BenchmarkDigestRow(b *testing.B) {
 	for b.Loop() {
 		if !s.row(row) {
 			b.Fatal("cannot be compared")
+		}
+	}
+}
+
+// What is made of few different characters must not be equal by accident: the steps of the
+// digest have to keep types, lengths and values apart.
+func TestValuesThatAreMuchAlikeHaveDifferentDigests(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	const letters = "0110\x00 `a"
+	draw := func() (driver.Value, string) {
+		b := make([]byte, random.IntN(36))
+		for i := range b {
+			b[i] = letters[random.IntN(len(letters))]
+		}
+		switch n := random.IntN(100); n % 5 {
+		case 0:
+			return b, fmt.Sprintf("bytes %q", b)
+		case 1:
+			return string(b), fmt.Sprintf("text %q", b)
+		case 2:
+			return int64(n), fmt.Sprint("number ", n)
+		case 3:
+			return nil, "NULL"
+		}
+		at := time.Unix(random.Int64N(20), random.Int64N(20)).UTC()
+		return at, at.String()
+	}
+	for round := range 20 {
+		var before shown
+		before.row([]driver.Value{int64(round)})
+		seen := make(map[digest]string)
+		for range 20_000 {
+			var values []driver.Value
+			var what string
+			for range 1 + random.IntN(2) {
+				value, name := draw()
+				values, what = append(values, value), what+", "+name
+			}
+			s := before
+			s.row(values)
+			if other, ok := seen[s.digest]; ok && other != what {
+				t.Fatalf("%s and %s are equal", what, other)
+			}
+			seen[s.digest] = what
 		}
 	}
 }

@@ -36,6 +36,14 @@ type leases struct {
 	end    context.CancelFunc
 	ended  sync.WaitGroup
 	blind  time.Time // nobody tries before, after a failure
+	failed time.Duration
+}
+
+// worked notes that there was a turn.
+func (l *leases) worked() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failed = 0
 }
 
 // lease is the turns of one gate.
@@ -95,7 +103,8 @@ func (l *lease) run(ctx context.Context) {
 	l.all.mu.Lock()
 	delete(l.all.held, l.gate)
 	if err != nil {
-		l.all.blind = l.all.connector.config.now().Add(blindAtFirst)
+		l.all.failed = min(max(2*l.all.failed, blindAtFirst), blindAtMost)
+		l.all.blind = l.all.connector.config.now().Add(l.all.failed)
 	}
 	l.all.mu.Unlock()
 	l.gate.Resume()
@@ -109,13 +118,14 @@ func (l *lease) takeTurns(ctx context.Context) error {
 		return err
 	}
 	l.side = &conn{session: s, tap: t, connector: l.all.connector}
-	if err := l.side.learnOrigin(ctx); err != nil {
+	pid, err := l.side.ask(ctx, "SELECT pg_catalog.pg_backend_pid()::text")
+	if err != nil {
 		return err
 	}
-	if !l.side.origin.direct {
-		return errNotDirect // an advisory lock of somebody else's session
+	if pid == "" || pid != t.backendPID() {
+		return errNotDirect // it would be an advisory lock of somebody else's session
 	}
-	if err := l.do(ctx, fmt.Sprintf("SET lock_timeout = %d", leaseWait.Milliseconds())); err != nil {
+	if err := l.do(ctx, fmt.Sprintf("SET statement_timeout = 0; SET lock_timeout = %d", leaseWait.Milliseconds())); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
@@ -123,20 +133,18 @@ func (l *lease) takeTurns(ctx context.Context) error {
 		l.drain(ctx)
 		err := l.do(ctx, "SELECT pg_catalog.pg_advisory_lock("+l.lock+")")
 		l.gate.Resume()
-		held := err == nil
-		if err != nil && sqlState(err) != lockNotAvailable {
-			return err
+		if err != nil {
+			return err // who has the turn has it for too long: for a while it goes without
 		}
+		l.all.worked()
 		needed, err := l.turn(ctx)
 		if err != nil || !needed {
 			return err
 		}
 		l.gate.Pause()
 		l.drain(ctx)
-		if held {
-			if err := l.do(ctx, "SELECT pg_catalog.pg_advisory_unlock("+l.lock+")"); err != nil {
-				return err
-			}
+		if err := l.do(ctx, "SELECT pg_catalog.pg_advisory_unlock("+l.lock+")"); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -155,11 +163,14 @@ func (l *lease) turn(ctx context.Context) (needed bool, err error) {
 			idle = 0
 		}
 		var others string
-		err := l.side.tap.wire.during(ctx, 0, func() (err error) {
+		asking, cancel := context.WithTimeout(ctx, 2*leaseWait)
+		err := l.side.tap.wire.during(asking, 0, func() (err error) {
 			others, err = l.side.ask(ctx, `SELECT 'yes' FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND NOT granted
-				AND (classid::bigint, objid::bigint) = (`+l.unsigned()+`) LIMIT 1`)
+				AND (classid::bigint, objid::bigint) = (`+l.unsigned()+`)
+				AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) LIMIT 1`)
 			return err
 		})
+		cancel()
 		if err != nil {
 			return false, err
 		}
@@ -188,7 +199,11 @@ func (l *lease) drain(ctx context.Context) {
 	}
 }
 
+// do executes a statement. The wait for the lock is the server's to end, but not if the
+// network swallows it.
 func (l *lease) do(ctx context.Context, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*leaseWait)
+	defer cancel()
 	return l.side.tap.wire.during(ctx, 0, func() error {
 		_, err := l.side.ask(ctx, text)
 		return err

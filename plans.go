@@ -48,19 +48,22 @@ func (p *plans) find(text string, now time.Time) (fixed, known bool) {
 	}
 	verdict := found.(planVerdict)
 	if now.Sub(verdict.at) >= verdictFor {
-		p.verdicts.Delete(text)
-		p.count.Add(-1)
+		if p.verdicts.CompareAndDelete(text, found) {
+			p.count.Add(-1)
+		}
 		return false, false
 	}
 	return verdict.fixed, true
 }
 
 func (p *plans) note(text string, fixed bool, now time.Time) {
+	if _, known := p.verdicts.Swap(text, planVerdict{fixed, now}); known {
+		return
+	}
 	if p.count.Add(1) > maxVerdicts {
 		p.verdicts.Clear()
-		p.count.Store(1)
+		p.count.Store(0)
 	}
-	p.verdicts.Store(text, planVerdict{fixed, now})
 }
 
 // wantsTidying says whether there is something to do for tidyStatements.
@@ -80,18 +83,22 @@ func (c *conn) tidyStatements(ctx context.Context) error {
 	defer cancel()
 	err := c.tap.wire.during(asking, 0, func() error {
 		if len(cache.stale) >= staleBatch {
-			if err := cache.dropStale(func(text string) error { return c.command(asking, text) }); err != nil {
+			if err := cache.dropStale(func(text string) error { return c.command(asking, text) }); err != nil && sqlState(err) == "" {
 				return err
 			}
 		}
 		if s := cache.unjudged; s != nil {
 			cache.unjudged = nil
 			fixed, err := c.hasFixedPlan(asking, s)
-			if err != nil && (sqlState(err) == "" || Classify(err, PhaseStatement) == ClassConnectionLost) {
+			switch state := sqlState(err); {
+			case err == nil:
+				s.fixed = fixed
+			case state == "" || Classify(err, PhaseStatement) == ClassConnectionLost:
 				return err
+			case state == lockNotAvailable, state == queryCanceled, strings.HasPrefix(state, "40"), strings.HasPrefix(state, "25"):
+				return nil // another time
 			}
-			s.fixed = fixed && err == nil // what cannot be explained is not believed
-			cache.plans.note(s.text, s.fixed, cache.config.now())
+			cache.plans.note(s.text, s.fixed, cache.config.now()) // what cannot be explained is not believed
 		}
 		return nil
 	})
@@ -107,8 +114,20 @@ func (c *statementCache) dropStale(command func(string) error) error {
 	for _, s := range c.stale {
 		fmt.Fprintf(&text, "DEALLOCATE %s;", pq.QuoteIdentifier(s.name))
 	}
-	c.stale = c.stale[:0]
-	return command(text.String()) // if one is gone, so are they all
+	stale := c.stale
+	c.stale = nil
+	err := command(text.String())
+	if sqlState(err) == "" {
+		return err
+	}
+	// One of them is gone, or a pooler gives them other names. Closing what is not there is
+	// no error.
+	for _, s := range stale {
+		if err := s.stmt.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // planNode is a node of a plan as EXPLAIN shows it.
@@ -125,7 +144,8 @@ type planNode struct {
 func (c *conn) hasFixedPlan(ctx context.Context, s *cachedStatement) (bool, error) {
 	arguments := strings.TrimPrefix(strings.Repeat(", NULL", s.stmt.NumInput()), ", ")
 	// Several statements in one text are one transaction, in which SET LOCAL holds.
-	answer, err := c.ask(ctx, "SET LOCAL plan_cache_mode = force_generic_plan; EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) EXECUTE "+
+	// Nobody is to wait for the locks of tables that the next transaction does not touch.
+	answer, err := c.ask(ctx, "SET LOCAL lock_timeout = 1; SET LOCAL plan_cache_mode = force_generic_plan; EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) EXECUTE "+
 		pq.QuoteIdentifier(s.name)+"("+arguments+")")
 	if err != nil {
 		return false, err

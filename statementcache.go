@@ -177,8 +177,8 @@ func (c *statementCache) take(ctx context.Context, t *tap, text string, args []d
 	switch {
 	case info.InvalidatesPrepared(text, c.allowed()):
 		c.invalidate(info, t)
-		if dropsAll(text) && t.txStatus() == 'I' {
-			c.stale = nil
+		if dropsAll(text) && t.txStatus() != 'E' {
+			c.stale = nil // whatever becomes of the transaction
 		}
 	case len(args) == 0 || len(text) > cachedTextBytes || !isCacheable(info) || readsClock(text) || !c.hasSeen(text):
 	case c.state == cacheOn && !c.suspended:
@@ -383,6 +383,7 @@ func (c *statementCache) asks() (answered func()) {
 func (c *statementCache) suspend() {
 	if c != nil {
 		c.forget()
+		c.plans, c.replans = new(plans), false
 		c.suspended = true
 	}
 }
@@ -532,6 +533,9 @@ func (c *conn) proveSession(ctx context.Context) error {
 	cache := c.tap.cache
 	if cache != nil {
 		cache.resume(c.tap)
+	}
+	if !cache.wantsAttention() || c.block() != outsideBlock {
+		return nil
 	}
 	if !cache.wantsProof() {
 		return c.tidyStatements(ctx)
