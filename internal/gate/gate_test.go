@@ -14,6 +14,8 @@ import (
 	"go.uber.org/goleak"
 )
 
+// The clock in these tests is testing/synctest's: a sleep moves it and takes no time.
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func enter(t *testing.T, g *Gate, since time.Time) Pass {
