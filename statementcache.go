@@ -52,6 +52,7 @@ type statementCache struct {
 	seen     [seenTexts]uint64
 
 	inProgress *uint32 // lib/pq's, by which it knows that rows are being read
+	txnFinish  *func() // lib/pq's, by which it stops to wait for a transaction's context; nil if there is none
 	suspended  bool    // until the transaction ends: it has changed what names mean
 	asking     bool    // for the driver itself, which changes no meaning
 	failure    error   // of a cached statement, that another attempt would perhaps not have
@@ -99,7 +100,12 @@ func newStatementCache(config *config, t *tap, known *plans) *statementCache {
 	if binary.Kind() != reflect.Bool || binary.Bool() || progress.Kind() != reflect.Uint32 || !startNamesAtRandom(inner) {
 		return nil
 	}
+	var finish *func()
+	if f := field(inner, "txnFinish"); f.IsValid() && f.Type() == reflect.TypeFor[func()]() {
+		finish = (*func())(unsafe.Pointer(f.UnsafeAddr())) //nolint:gosec // the type was checked
+	}
 	return &statementCache{
+		txnFinish:  finish,
 		inProgress: (*uint32)(unsafe.Pointer(progress.UnsafeAddr())), //nolint:gosec // the kind was checked
 		config:     config, entries: make(map[string]*cachedStatement), seed: maphash.MakeSeed(),
 		wanted: config.statementCacheInsists,
@@ -370,6 +376,10 @@ func (c *statementCache) isReading() bool { return atomic.LoadUint32(c.inProgres
 // reads notes that rows are being read, until lib/pq has read the last.
 func (c *statementCache) reads() { atomic.StoreUint32(c.inProgress, 1) }
 
+// watchesTx says whether lib/pq waits for the context of a transaction that has just
+// begun.
+func (c *statementCache) watchesTx() bool { return c.txnFinish != nil && *c.txnFinish != nil }
+
 // asks notes that the driver itself asks for something, until answered is called.
 func (c *statementCache) asks() (answered func()) {
 	if c == nil {
@@ -397,7 +407,7 @@ func (c *statementCache) resume(t *tap) {
 
 // exec executes a cached statement.
 func (c *statementCache) exec(ctx context.Context, t *tap, s *cachedStatement, args []driver.NamedValue) (driver.Result, error) {
-	result, err := s.stmt.ExecContext(ctx, args)
+	result, err := s.stmt.ExecContext(t.unwatched(ctx), args)
 	c.ended(ctx, t)
 	if err == nil {
 		return result, nil
@@ -410,7 +420,7 @@ func (c *statementCache) exec(ctx context.Context, t *tap, s *cachedStatement, a
 
 // query is exec for statements that return rows.
 func (c *statementCache) query(ctx context.Context, t *tap, s *cachedStatement, args []driver.NamedValue) (driver.Rows, error) {
-	rows, err := s.stmt.QueryContext(ctx, args)
+	rows, err := s.stmt.QueryContext(t.unwatched(ctx), args)
 	if err == nil {
 		c.reads()
 		if real, ok := rows.(pqRows); ok {

@@ -1238,6 +1238,85 @@ func TestACancelledStatementCostsItsConnectionWhetherKeptOrNot(t *testing.T) {
 	}
 }
 
+// TestAContextThatATransactionBeganWithEndsItsStatements: lib/pq waits once for the
+// context of a transaction, so its kept statements are not watched for themselves. What
+// comes after the transaction is.
+func TestAContextThatATransactionBeganWithEndsItsStatements(t *testing.T) {
+	for place, get := range map[string]func(context.Context, *keeper) error{
+		"inside the transaction": func(ctx context.Context, k *keeper) (err error) {
+			k.tx, err = k.conn.BeginTx(ctx, nil)
+			return err
+		},
+		"inside one with another context": func(_ context.Context, k *keeper) (err error) {
+			k.tx, err = k.conn.BeginTx(k.Context(), nil)
+			return err
+		},
+		"after the transaction": func(ctx context.Context, k *keeper) error {
+			tx, err := k.conn.BeginTx(ctx, nil)
+			return errors.Join(err, tx.Commit())
+		},
+		"after its rollback, in a block": func(ctx context.Context, k *keeper) error {
+			tx, err := k.conn.BeginTx(ctx, nil)
+			err = errors.Join(err, tx.Rollback())
+			_, beginErr := k.conn.ExecContext(ctx, `BEGIN`)
+			return errors.Join(err, beginErr)
+		},
+	} {
+		for name, do := range cancelled {
+			t.Run(name+", "+place, func(t *testing.T) {
+				a, k := enterKeeping(t, 8, bank)
+				for range 3 {
+					k.show(`UPDATE account SET balance = $1 WHERE id = 1`, 5)
+					k.show(`UPDATE account SET balance = $1 WHERE id = 1 RETURNING id`, 5)
+					k.show(`SELECT generate_series(1, $1::int)`, 5)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if err := get(ctx, k); err != nil {
+					t.Fatal(err)
+				}
+				failed := make(chan error, 1)
+				go func() { failed <- do(ctx, cancel, a, k) }()
+				<-ctx.Done()
+				a.until(`SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()
+					AND (query LIKE 'UPDATE account%' OR query LIKE 'SELECT generate_series%'))`)
+				if t.Failed() { // it would wait for ever
+					_, _ = a.rival.ExecContext(t.Context(), "ROLLBACK")
+				}
+				if err := <-failed; err == nil {
+					t.Error("the statement did not fail")
+				}
+			})
+		}
+	}
+}
+
+func TestOnlyALibPQThatWatchesTransactionsIsReliedUpon(t *testing.T) {
+	_, k := enterKeeping(t, 8)
+	for _, watches := range []bool{true, false} {
+		var mine *tap
+		if err := k.conn.Raw(func(raw any) error {
+			mine = raw.(interface{ itself() *conn }).itself().tap
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if !watches {
+			mine.cache.txnFinish = nil // another version may have another name for it
+		}
+		tx, err := k.conn.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if alone := mine.unwatched(t.Context()).Done() == nil; alone != watches {
+			t.Errorf("lib/pq watches %t, and a statement has no context of its own: %t", watches, alone)
+		}
+		if err := tx.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestALateCancelHitsNobodyElse(t *testing.T) {
 	a := enter(t, []Option{WithStatementCache(8)})
 	a.db.SetMaxOpenConns(2)

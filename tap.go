@@ -58,6 +58,12 @@ type tap struct {
 	cache *statementCache // nil if there is none
 	dead  bool            // it was closed because a context ended in the middle of a statement
 
+	// watched is what lib/pq waits for in a goroutine of its own for as long as a
+	// transaction is open, to have the server cancel whatever runs then: the end of the
+	// context that the transaction began with. nil if there is no such goroutine.
+	watched <-chan struct{}
+	tx      watchedTx
+
 	// lastRows and lastStmt are what the inner driver returned last. A connection
 	// serves one call at a time, so whoever called through otelsql finds its own.
 	lastRows driver.Rows
@@ -282,7 +288,15 @@ func (t *tap) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, er
 		return nil, driver.ErrBadConn
 	}
 	if t.beginner != nil {
-		return t.beginner.BeginTx(ctx, opts)
+		tx, err := t.beginner.BeginTx(ctx, opts)
+		if err != nil || t.cache == nil {
+			return tx, err
+		}
+		if t.cache.watchesTx() {
+			t.watched = ctx.Done()
+		}
+		t.tx = watchedTx{Tx: tx, tap: t}
+		return &t.tx, nil
 	}
 	// The words are database/sql's own, which programs may have come to know.
 	if sql.IsolationLevel(opts.Isolation) != sql.LevelDefault {
@@ -297,6 +311,32 @@ func (t *tap) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, er
 		return nil, ctx.Err()
 	}
 	return tx, err
+}
+
+// unwatched returns the context that a cached statement is given to lib/pq with. lib/pq
+// would start another goroutine for it, even if the one of its transaction waits for the
+// same already.
+func (t *tap) unwatched(ctx context.Context) context.Context {
+	if done := ctx.Done(); done != nil && done == t.watched {
+		return context.Background()
+	}
+	return ctx
+}
+
+// watchedTx is a transaction of lib/pq's.
+type watchedTx struct {
+	driver.Tx
+	tap *tap
+}
+
+func (t *watchedTx) Commit() error {
+	t.tap.watched = nil
+	return t.Tx.Commit()
+}
+
+func (t *watchedTx) Rollback() error {
+	t.tap.watched = nil
+	return t.Tx.Rollback()
 }
 
 func (t *tap) Ping(ctx context.Context) error {
