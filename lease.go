@@ -50,13 +50,31 @@ func (l *leases) worked() {
 type lease struct {
 	all  *leases
 	gate *gate.Gate
-	lock string // its keys
 	side *conn
+}
+
+// advisoryLock is the lock by which processes take turns with transactions of one kind. It
+// has the same keys in every process.
+type advisoryLock struct{ class, object int32 }
+
+// lockOf returns the lock of a kind.
+func lockOf(key kindKey) advisoryLock {
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(key.name + "\x00" + key.fingerprint)) // never fails
+	return advisoryLock{leaseClass, int32(hash.Sum32())}           //nolint:gosec // any number will do
+}
+
+// String returns the keys as functions want them.
+func (l advisoryLock) String() string { return fmt.Sprintf("%d, %d", l.class, l.object) }
+
+// shown returns the keys as pg_locks shows them.
+func (l advisoryLock) shown() string {
+	return fmt.Sprintf("%d, %d", uint32(l.class), uint32(l.object)) //nolint:gosec // the same bits
 }
 
 // want takes turns from now on, as long as the gate has a limit and there is somebody at
 // it.
-func (l *leases) want(k *kind, g *gate.Gate) {
+func (l *leases) want(g *gate.Gate) {
 	if l.connector.config.contention&ContentionShared == 0 {
 		return
 	}
@@ -69,17 +87,10 @@ func (l *leases) want(k *kind, g *gate.Gate) {
 		l.held = make(map[*gate.Gate]*lease)
 		l.ctx, l.end = context.WithCancel(context.Background())
 	}
-	one := l.newLease(k.key, g)
+	one := &lease{all: l, gate: g}
 	l.held[g] = one
 	l.ended.Add(1)
 	go one.run(l.ctx)
-}
-
-// newLease returns the lease of a kind. Its lock has the same keys in every process.
-func (l *leases) newLease(key kindKey, g *gate.Gate) *lease {
-	hash := fnv.New32a()
-	_, _ = hash.Write([]byte(key.name + "\x00" + key.fingerprint))                               // never fails
-	return &lease{all: l, gate: g, lock: fmt.Sprintf("%d, %d", leaseClass, int32(hash.Sum32()))} //nolint:gosec // any number will do
 }
 
 // close ends all turns.
@@ -129,44 +140,72 @@ func (l *lease) takeTurns(ctx context.Context) error {
 		return err
 	}
 	for ctx.Err() == nil {
+		key, ok := l.all.connector.memory.firstOf(l.gate)
+		if !ok {
+			return nil // its kinds are forgotten
+		}
+		lock := lockOf(key)
 		l.gate.Pause()
 		l.drain(ctx)
-		err := l.do(ctx, "SELECT pg_catalog.pg_advisory_lock("+l.lock+")")
+		err := l.do(ctx, "SELECT pg_catalog.pg_advisory_lock("+lock.String()+")")
 		l.gate.Resume()
 		if err != nil {
 			return err // who has the turn has it for too long: for a while it goes without
 		}
 		l.all.worked()
-		needed, err := l.turn(ctx)
-		if err != nil || !needed {
+		wanted, err := l.turn(ctx, lock)
+		if err != nil || !wanted {
 			return err
 		}
 		l.gate.Pause()
 		l.drain(ctx)
-		if err := l.do(ctx, "SELECT pg_catalog.pg_advisory_unlock("+l.lock+")"); err != nil {
+		err = l.do(ctx, "SELECT pg_catalog.pg_advisory_unlock("+lock.String()+")")
+		if err == nil && !l.isNeeded() {
+			// Whoever has nothing to do would only take time from those who have.
+			l.gate.Resume()
+			if !l.needed(ctx) {
+				return nil
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// turn lasts until somebody else wants one, or nobody here does any more.
-func (l *lease) turn(ctx context.Context) (needed bool, err error) {
-	wait := l.all.connector.config.wait
+// isNeeded says whether somebody here is at the gate, and there is one.
+func (l *lease) isNeeded() bool {
+	return l.gate.Limit() > 0 && l.gate.Waiting()+l.gate.Inside() > 0
+}
+
+// needed waits until somebody comes to the gate, false if nobody does.
+func (l *lease) needed(ctx context.Context) bool {
+	for range leaseIdle / leaseQuantum {
+		if l.isNeeded() {
+			return true
+		}
+		if l.all.connector.config.wait(ctx, leaseQuantum) != nil {
+			return false // closed
+		}
+	}
+	return false
+}
+
+// turn lasts until another process wants one, or nobody here does any more.
+func (l *lease) turn(ctx context.Context, lock advisoryLock) (wanted bool, err error) {
 	for idle := time.Duration(0); idle < leaseIdle; {
-		if wait(ctx, leaseQuantum) != nil {
+		if l.all.connector.config.wait(ctx, leaseQuantum) != nil {
 			return false, nil //nolint:nilerr // closed
 		}
-		if l.gate.Limit() == 0 || l.gate.Waiting()+l.gate.Inside() == 0 {
-			idle += leaseQuantum
-		} else {
+		if idle += leaseQuantum; l.isNeeded() {
 			idle = 0
 		}
 		var others string
 		asking, cancel := context.WithTimeout(ctx, 2*leaseWait)
 		err := l.side.tap.wire.during(asking, 0, func() (err error) {
 			others, err = l.side.ask(ctx, `SELECT 'yes' FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND NOT granted
-				AND (classid::bigint, objid::bigint) = (`+l.unsigned()+`)
+				AND (classid::bigint, objid::bigint) = (`+lock.shown()+`)
 				AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) LIMIT 1`)
 			return err
 		})
@@ -179,13 +218,6 @@ func (l *lease) turn(ctx context.Context) (needed bool, err error) {
 		}
 	}
 	return false, nil
-}
-
-// unsigned returns the keys of the lock as pg_locks shows them.
-func (l *lease) unsigned() string {
-	var class, object int32
-	_, _ = fmt.Sscanf(l.lock, "%d, %d", &class, &object)        // it was made so
-	return fmt.Sprintf("%d, %d", uint32(class), uint32(object)) //nolint:gosec // the same bits
 }
 
 // drain waits until the transactions of this turn have ended.

@@ -88,14 +88,84 @@ func TestProcessesTakeTurnsWithTransactionsThatDeadlock(t *testing.T) {
 	a.until(leasesAre(0, true))
 }
 
+// takesTurns counts the sessions by which processes take turns.
+const takesTurns = `SELECT count(*) = $1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+	AND (query LIKE '%pg_catalog.pg_advisory_%' OR query LIKE 'SELECT ''yes'' FROM pg_catalog.pg_locks%')`
+
+func TestAProcessWithNothingToDoLeavesItsTurnsToOthers(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
+	busy, idle := openShared(t, dsn), openShared(t, dsn)
+	over := make(chan struct{})
+	work := func(db *sql.DB, stop <-chan struct{}) error {
+		for {
+			if err := RunInTx(ContextWithName(t.Context(), "transfer"), db, nil, func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + 1 WHERE id = 1`)
+				return err
+			}); err != nil {
+				return err
+			}
+			select {
+			case <-stop:
+				return nil
+			default:
+			}
+		}
+	}
+	done := make(chan error, 2)
+	enough := make(chan struct{})
+	for db, stop := range map[*sql.DB]chan struct{}{busy: over, idle: enough} {
+		limited(t, db, "transfer")
+		go func() { done <- work(db, stop) }()
+	}
+	a.until(takesTurns, 2)
+	close(enough)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	a.until(takesTurns, 1) // while the busy one goes on taking turns
+	a.until(leasesAre(1, true))
+	close(over)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKindsThatWaitAtOneGateHaveOneLock(t *testing.T) {
+	var locks []advisoryLock
+	for _, order := range [][]kindKey{
+		{{name: "b"}, {name: "a"}, {fingerprint: "update c"}},
+		{{fingerprint: "update c"}, {name: "a"}, {name: "b"}},
+	} {
+		m := &connectorOf(openShared(t, pgtest.DSN(t))).memory
+		shared := m.learn(order[0])
+		for _, key := range order[1:] {
+			m.learn(key).gate.Store(shared.gate.Load())
+		}
+		alone := m.learn(kindKey{name: "0"})
+		for _, k := range []*kind{shared, alone} {
+			key, ok := m.firstOf(k.gate.Load())
+			if !ok {
+				t.Fatal("the gate has no kind")
+			}
+			locks = append(locks, lockOf(key))
+		}
+		if _, ok := m.firstOf(gate.New(gate.Config{})); ok {
+			t.Error("a gate of nobody's has a kind")
+		}
+	}
+	if locks[0] != locks[2] || locks[1] != locks[3] || locks[0] == locks[1] {
+		t.Errorf("got %v: the first and the third should be one, the second and the last another", locks)
+	}
+}
+
 // Another process has the turn, and keeps it for longer than anybody should.
 func TestAProcessThatDoesNotGetItsTurnGoesOnWithout(t *testing.T) {
 	dsn := pgtest.DSN(t)
 	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
 	db := openShared(t, dsn)
-	g := limited(t, db, "transfer")
-	hog := (&leases{}).newLease(kindKey{name: "transfer"}, g)
-	a.rivalDoes(`SELECT pg_advisory_lock(` + hog.lock + `)`)
+	limited(t, db, "transfer")
+	a.rivalDoes(`SELECT pg_advisory_lock(` + lockOf(kindKey{name: "transfer"}).String() + `)`)
 	done := make(chan error)
 	go func() {
 		for range 3 { // the first of them begins to ask for turns
