@@ -21,13 +21,17 @@ const (
 	verdictFor = 10 * time.Minute
 	// maxVerdicts bounds how many are remembered.
 	maxVerdicts = 4096
+	// smallFor is how long a statement stays prepared that looks for one row in a table of a
+	// few pages. The server reads all of them then, and would go on so, should the table
+	// grow, until it has seen how large it has become.
+	smallFor = time.Second
 	// staleBatch is how many statements that are of no use any more are dropped together.
 	staleBatch = 32
 )
 
 // plans is for which texts the plan that the server makes for all arguments is as good as
 // one for the arguments at hand: those that insert values, and those that find one row at
-// most by a unique index. All others are prepared anew before the server would think of
+// most by the columns of a unique index. All others are prepared anew before the server would think of
 // such a plan. Setting plan_cache_mode instead would have every foreign key and every
 // PL/pgSQL function planned anew each time.
 type plans struct {
@@ -35,29 +39,42 @@ type plans struct {
 	count    atomic.Int64
 }
 
-type planVerdict struct {
-	fixed bool // one plan will do
-	at    time.Time
+// verdict is what is to be thought of the plan for all arguments.
+type verdictOnPlan uint8
+
+const (
+	planUnknown verdictOnPlan = iota // nobody has looked
+	planVaries                       // another one may be better for certain arguments
+	planSmall                        // one will do as long as the table is small
+	planFixed                        // one will do
+)
+
+// fixed says whether one plan will do.
+func (v verdictOnPlan) fixed() bool { return v == planSmall || v == planFixed }
+
+type datedVerdict struct {
+	verdict verdictOnPlan
+	at      time.Time
 }
 
-// find returns what is known of a text.
-func (p *plans) find(text string, now time.Time) (fixed, known bool) {
+// find returns what is thought of a text.
+func (p *plans) find(text string, now time.Time) verdictOnPlan {
 	found, ok := p.verdicts.Load(text)
 	if !ok {
-		return false, false
+		return planUnknown
 	}
-	verdict := found.(planVerdict)
-	if now.Sub(verdict.at) >= verdictFor {
+	known := found.(datedVerdict)
+	if now.Sub(known.at) >= verdictFor {
 		if p.verdicts.CompareAndDelete(text, found) {
 			p.count.Add(-1)
 		}
-		return false, false
+		return planUnknown
 	}
-	return verdict.fixed, true
+	return known.verdict
 }
 
-func (p *plans) note(text string, fixed bool, now time.Time) {
-	if _, known := p.verdicts.Swap(text, planVerdict{fixed, now}); known {
+func (p *plans) note(text string, verdict verdictOnPlan, now time.Time) {
+	if _, known := p.verdicts.Swap(text, datedVerdict{verdict, now}); known {
 		return
 	}
 	if p.count.Add(1) > maxVerdicts {
@@ -89,16 +106,16 @@ func (c *conn) tidyStatements(ctx context.Context) error {
 		}
 		if s := cache.unjudged; s != nil {
 			cache.unjudged = nil
-			fixed, err := c.hasFixedPlan(asking, s)
+			verdict, err := c.judgePlan(asking, s)
 			switch state := sqlState(err); {
 			case err == nil:
-				s.fixed = fixed
 			case state == "" || Classify(err, PhaseStatement) == ClassConnectionLost:
 				return err
 			case state == lockNotAvailable, state == queryCanceled, strings.HasPrefix(state, "40"), strings.HasPrefix(state, "25"):
 				return nil // another time
 			}
-			cache.plans.note(s.text, s.fixed, cache.config.now()) // what cannot be explained is not believed
+			s.plan = verdict // what cannot be explained is not believed
+			cache.plans.note(s.text, verdict, cache.config.now())
 		}
 		return nil
 	})
@@ -134,46 +151,68 @@ func (c *statementCache) dropStale(command func(string) error) error {
 type planNode struct {
 	Type   string     `json:"Node Type"`
 	Schema string     `json:"Schema"`
+	Table  string     `json:"Relation Name"`
 	Index  string     `json:"Index Name"`
 	Cond   string     `json:"Index Cond"`
+	Filter string     `json:"Filter"`
 	Plans  []planNode `json:"Plans"`
 }
 
-// hasFixedPlan says whether the plan that the server makes of a statement for all arguments
-// is as good as any.
-func (c *conn) hasFixedPlan(ctx context.Context, s *cachedStatement) (bool, error) {
+// judgePlan says what is to be thought of the plan that the server makes of a statement for
+// all arguments. With an error it varies.
+func (c *conn) judgePlan(ctx context.Context, s *cachedStatement) (verdictOnPlan, error) {
 	arguments := strings.TrimPrefix(strings.Repeat(", NULL", s.stmt.NumInput()), ", ")
 	// Several statements in one text are one transaction, in which SET LOCAL holds.
 	// Nobody is to wait for the locks of tables that the next transaction does not touch.
 	answer, err := c.ask(ctx, "SET LOCAL lock_timeout = 1; SET LOCAL plan_cache_mode = force_generic_plan; EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) EXECUTE "+
 		pq.QuoteIdentifier(s.name)+"("+arguments+")")
 	if err != nil {
-		return false, err
+		return planVaries, err
 	}
 	var explained []struct{ Plan planNode }
 	if json.Unmarshal([]byte(answer), &explained) != nil || len(explained) != 1 {
-		return false, nil //nolint:nilerr // another server's plans are not understood
+		return planVaries, nil //nolint:nilerr // another server's plans are not understood
 	}
 	var found []uniqueLookup
 	if !explained[0].Plan.isFixed(&found) {
-		return false, nil
+		return planVaries, nil
 	}
+	verdict := planFixed
 	for _, lookup := range found {
-		answer, err := c.ask(ctx, `SELECT 'yes' FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-			JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL
-			AND i.indnkeyatts = `+fmt.Sprint(lookup.columns)+` AND n.nspname = `+pq.QuoteLiteral(lookup.schema)+` AND c.relname = `+pq.QuoteLiteral(lookup.index))
+		if lookup.index == "" {
+			verdict = planSmall
+		}
+		answer, err := c.ask(ctx, lookup.question())
 		if err != nil || answer == "" {
-			return false, err
+			return planVaries, err
 		}
 	}
-	return true, nil
+	return verdict, nil
 }
 
-// uniqueLookup is an index by which a plan finds one row at most, if it is unique and has
-// so many columns.
+// uniqueLookup is a search that finds one row at most, if there is a unique index on some
+// of the columns that it compares: the one that it goes by, or any of its table's.
 type uniqueLookup struct {
-	schema, index string
-	columns       int
+	schema, table string
+	index         string // "" if it reads the whole table
+	columns       []string
+}
+
+// question returns a query that says whether it finds one row at most.
+func (u *uniqueLookup) question() string {
+	names := make([]string, len(u.columns))
+	for i, column := range u.columns {
+		names[i] = pq.QuoteLiteral(column)
+	}
+	which := "c.relname = " + pq.QuoteLiteral(u.index)
+	if u.index == "" {
+		which = "i.indrelid = (SELECT t.oid FROM pg_catalog.pg_class t WHERE t.relnamespace = n.oid AND t.relname = " + pq.QuoteLiteral(u.table) + ")"
+	}
+	return `SELECT 'yes' FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND n.nspname = ` + pq.QuoteLiteral(u.schema) + ` AND ` + which + `
+		AND i.indnkeyatts = (SELECT count(DISTINCT a.attname) FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid
+			AND a.attnum = ANY ((i.indkey::pg_catalog.int2[])[0:i.indnkeyatts - 1]) AND a.attname IN (` + strings.Join(names, ", ") + `)) LIMIT 1`
 }
 
 // isFixed says whether no arguments would have another plan, provided that the lookups that
@@ -184,8 +223,13 @@ func (n *planNode) isFixed(found *[]uniqueLookup) bool {
 		return len(n.Plans) == 0
 	case "Index Scan", "Index Only Scan":
 		columns := comparedColumns(n.Cond)
-		*found = append(*found, uniqueLookup{n.Schema, n.Index, columns})
-		return columns > 0 && n.Schema != "" && n.Index != "" && len(n.Plans) == 0
+		*found = append(*found, uniqueLookup{n.Schema, n.Table, n.Index, columns})
+		return len(columns) > 0 && n.Schema != "" && n.Index != "" && len(n.Plans) == 0
+	case "Seq Scan":
+		// In spite of an index: the table has no more pages than the index would cost.
+		columns := comparedColumns(n.Filter)
+		*found = append(*found, uniqueLookup{n.Schema, n.Table, "", columns})
+		return len(columns) > 0 && n.Schema != "" && n.Table != "" && len(n.Plans) == 0
 	case "ModifyTable", "LockRows", "Limit":
 		return len(n.Plans) == 1 && n.Plans[0].isFixed(found)
 	}
@@ -193,26 +237,59 @@ func (n *planNode) isFixed(found *[]uniqueLookup) bool {
 }
 
 // comparedColumn is a condition that compares a column for equality with something that
-// does not depend on the row: (account.id = $1), (account.id = ($1)::bigint).
-var comparedColumn = regexp.MustCompile(`^\(((?:[\w.]|"[^"]*")+) = (?:\$\d+|\(\$\d+\)::[\w ]+|-?\d+|'[^']*'::[\w ]+)\)$`)
+// does not depend on the row: (account.id = $1), (account.id = ($1)::bigint),
+// ((account.code)::text = $1).
+var comparedColumn = regexp.MustCompile(`^\((?:(?:\w+|"(?:[^"]|"")*")\.)?(\w+|"(?:[^"]|"")*") = (?:\$\d+|\(\$\d+\)::[\w ]+|-?\d+|'[^']*'::[\w ]+)\)$`)
 
-// comparedColumns returns how many columns the condition of an index compares, 0 if it
-// does anything else.
-func comparedColumns(condition string) int {
-	parts := []string{condition}
-	if inner, ok := strings.CutPrefix(condition, "(("); ok {
-		parts = strings.Split(strings.TrimSuffix(inner, "))"), ") AND (")
-		for i := range parts {
-			parts[i] = "(" + parts[i] + ")"
-		}
-	}
-	columns := make(map[string]bool)
-	for _, part := range parts {
-		match := comparedColumn.FindStringSubmatch(part)
+// asText is how the server shows a column that it compares as text, varchar for one.
+var asText = regexp.MustCompile(`^\(\(((?:\w+|"(?:[^"]|"")*")(?:\.(?:\w+|"(?:[^"]|"")*"))?)\)::text = `)
+
+// comparedColumns returns the columns that are equal to something, all of them, where a
+// condition is true.
+func comparedColumns(condition string) (columns []string) {
+	for _, part := range conjuncts(condition) {
+		match := comparedColumn.FindStringSubmatch(asText.ReplaceAllString(part, "($1 = "))
 		if match == nil {
-			return 0
+			continue
 		}
-		columns[match[1]] = true
+		name := match[1]
+		if strings.HasPrefix(name, `"`) {
+			name = strings.ReplaceAll(name[1:len(name)-1], `""`, `"`)
+		}
+		columns = append(columns, name)
 	}
-	return len(columns)
+	return columns
+}
+
+// conjuncts takes a condition apart that is true if all of its parts are:
+// ((a = 1) AND (b = 2)). Another one is its only part.
+func conjuncts(condition string) (parts []string) {
+	whole := []string{condition}
+	depth, from, last := 0, 0, 0
+	for at := 0; at < len(condition); at++ {
+		switch condition[at] {
+		case '\'', '"':
+			end := strings.IndexByte(condition[at+1:], condition[at])
+			if end < 0 {
+				return whole
+			}
+			at += end + 1
+		case '(':
+			if depth++; depth == 2 {
+				if between := condition[last:at]; between != "(" && between != " AND " {
+					return whole
+				}
+				from = at
+			}
+		case ')':
+			if depth--; depth == 1 {
+				last = at + 1
+				parts = append(parts, condition[from:last])
+			}
+		}
+	}
+	if len(parts) == 0 || depth != 0 || condition[last:] != ")" {
+		return whole
+	}
+	return parts
 }

@@ -73,7 +73,7 @@ type cachedStatement struct {
 	name         string        // lib/pq's
 	prepared     time.Time     // or found to be better not kept
 	uses         int           // since then
-	fixed        bool          // one plan will do
+	plan         verdictOnPlan // what is thought of the plan for all arguments
 	newer, older *cachedStatement
 }
 
@@ -155,18 +155,18 @@ func (c *statementCache) take(ctx context.Context, t *tap, text string, args []d
 	c.resume(t)
 	if c.state == cacheOn && len(args) > 0 {
 		if found := c.entries[text]; found != nil {
-			switch young := c.config.now().Sub(found.prepared) < cachedFor; {
+			switch young := c.config.now().Sub(found.prepared) < found.lifetime(); {
 			case young && found.stmt == nil:
 				return nil, nil
-			case young && (found.fixed || found.uses < customPlans || c.replans):
+			case young && (found.plan.fixed() || found.uses < customPlans || c.replans):
 				c.use(found)
 				return found, nil
 			case young:
-				if fixed, known := c.plans.find(text, c.config.now()); fixed {
-					found.fixed = true
+				switch found.plan = c.plans.find(text, c.config.now()); {
+				case found.plan.fixed():
 					c.use(found)
 					return found, nil
-				} else if !known {
+				case found.plan == planUnknown:
 					c.unjudged = found // the one that takes its place
 				}
 			}
@@ -283,12 +283,19 @@ func (c *statementCache) prepare(ctx context.Context, t *tap, text string) (*cac
 		return nil, stmt.Close()
 	}
 	now := c.config.now()
-	fixed, _ := c.plans.find(text, now)
-	found := &cachedStatement{text: text, stmt: cacheable, name: name.String(), prepared: now, uses: 1, fixed: fixed}
+	found := &cachedStatement{text: text, stmt: cacheable, name: name.String(), prepared: now, uses: 1, plan: c.plans.find(text, now)}
 	found.newer, found.older = found, found
 	c.entries[text] = found
 	c.insert(found)
 	return found, nil
+}
+
+// lifetime is how long a statement stays prepared.
+func (s *cachedStatement) lifetime() time.Duration {
+	if s.plan == planSmall {
+		return smallFor
+	}
+	return cachedFor
 }
 
 // use makes a statement the one that was used most recently.

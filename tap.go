@@ -182,6 +182,18 @@ func (t *tap) txStatus() byte {
 	return 0
 }
 
+// isReading says whether rows are being read, as far as lib/pq tells.
+func (t *tap) isReading() bool {
+	switch {
+	case t.cache != nil:
+		return t.cache.isReading()
+	case t.libPQ:
+		progress := field(field(reflect.ValueOf(t.Conn).Elem(), "inProgress"), "v")
+		return progress.Kind() == reflect.Uint32 && progress.Uint() != 0
+	}
+	return false
+}
+
 // pulse looks whether the server has hung up, or has something to say.
 func (t *tap) pulse() pulse {
 	switch {

@@ -129,16 +129,7 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 	beginContext := t.statementContext(ctx)
 
 	var inner driver.Tx
-	err := c.learnOrigin(beginContext)
-	if err == nil {
-		err = c.proveSession(beginContext)
-	}
-	if err == nil {
-		err = c.learnSettings(beginContext)
-	}
-	if err == nil {
-		err = c.endOrphans(beginContext)
-	}
+	err := c.prepareToBegin(beginContext)
 	if err == nil && a == nil {
 		err = t.queueByName(beginContext)
 	}
@@ -164,6 +155,21 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 		t.attempt, t.main = a, a.txBegan()
 	}
 	return t, nil
+}
+
+// prepareToBegin asks what has to be known before a transaction.
+func (c *conn) prepareToBegin(ctx context.Context) error {
+	if c.tap.isReading() {
+		return nil // there can be no answer; lib/pq says so about BEGIN, too
+	}
+	for _, ask := range [...]func(*conn, context.Context) error{
+		(*conn).learnOrigin, (*conn).proveSession, (*conn).learnSettings, (*conn).endOrphans,
+	} {
+		if err := ask(c, ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // statementContext returns ctx with the attempt's span in it, if that is where
