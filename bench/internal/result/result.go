@@ -52,7 +52,7 @@ type Comparison struct {
 // Timing is how long a system took.
 type Timing struct {
 	System string
-	// Micros is the median time of a job in each round, in microseconds.
+	// Micros is the mean time of a job in each round, in microseconds.
 	Micros []float64
 	// Allocations is their number per job, the median of all rounds.
 	Allocations float64
