@@ -43,10 +43,6 @@ type conflictMemory struct {
 // application gave them, or else the fingerprint of the first statement that locks.
 type kindKey struct{ name, fingerprint string }
 
-func (k kindKey) compare(other kindKey) int {
-	return cmp.Or(strings.Compare(k.name, other.name), strings.Compare(k.fingerprint, other.fingerprint))
-}
-
 // kind is what is known of a kind of transactions that has had conflicts.
 type kind struct {
 	key  kindKey
@@ -203,19 +199,18 @@ func (m *conflictMemory) merge(k *kind, others []*conn) {
 	}
 }
 
-// firstOf returns the first of the kinds that share a gate, by which other processes know
-// it: whoever has merged the same kinds has the same first.
-func (m *conflictMemory) firstOf(g *gate.Gate) (first kindKey, ok bool) {
+// keysOf returns the kinds that share a gate.
+func (m *conflictMemory) keysOf(g *gate.Gate) (keys []kindKey) {
 	kinds := m.kinds.Load()
 	if kinds == nil {
-		return kindKey{}, false
+		return nil
 	}
 	for key, k := range *kinds {
-		if k.gate.Load() == g && (!ok || key.compare(first) < 0) {
-			first, ok = key, true
+		if k.gate.Load() == g {
+			keys = append(keys, key)
 		}
 	}
-	return first, ok
+	return keys
 }
 
 // stay is a transaction's, or a lone statement's, stay inside the gate of its kind. The
@@ -301,7 +296,7 @@ func (m *conflictMemory) snapshot() []KindStats {
 		})
 	}
 	slices.SortFunc(found, func(a, b KindStats) int {
-		return cmp.Or(cmp.Compare(b.Deadlocks, a.Deadlocks), kindKey{a.Name, a.Fingerprint}.compare(kindKey{b.Name, b.Fingerprint}))
+		return cmp.Or(cmp.Compare(b.Deadlocks, a.Deadlocks), strings.Compare(a.Name, b.Name), strings.Compare(a.Fingerprint, b.Fingerprint))
 	})
 	return found
 }

@@ -8,7 +8,7 @@ type (
 	withoutReplay  struct{}
 )
 
-// ContextWithName returns a context under which transactions bear the name: on
+// ContextWithName returns a context under which transactions have the name: on
 // spans, in events, in the log. Names should be few and say what is done, such
 // as "transfer".
 func ContextWithName(ctx context.Context, name string) context.Context {

@@ -21,8 +21,8 @@
 // with a sentence more in its hint, and every later call of the transaction an error
 // that matches [ErrDiverged]. Statements outside transactions are executed again too.
 //
-// What was read and has changed cannot be replayed. Whoever can give the work as a
-// closure gets further:
+// What was read and has changed cannot be replayed. If the work is a function, it can be
+// run again as a whole, with the new data:
 //
 // # Closures
 //
@@ -46,11 +46,13 @@
 //
 // At most once: no COMMIT is repeated unless it is certain that the earlier one
 // did not happen, and no statement outside a transaction is sent twice over a broken
-// connection unless it is a read. See Lost connections. A closure that has already committed something, in a first transaction or by a
-// statement outside one, is not run again ([ErrAlreadyCommitted]).
+// connection unless it is a read. A closure that has already committed something, in a
+// first transaction or by a statement outside one, is not run again
+// ([ErrAlreadyCommitted]).
 //
-// Nothing held while waiting: a failed attempt is rolled back before the wait begins,
-// so that a waiting transaction blocks nobody.
+// No locks held while waiting: a failed attempt is rolled back before the wait begins,
+// so that a waiting transaction blocks nobody in the database. A closure's connection
+// goes back to the pool meanwhile; a replay keeps its own.
 //
 // Bounded: attempts, elapsed time, delays and the journal have limits ([Policy],
 // [WithJournalLimit]), and a context's end or deadline is honoured at once, also
@@ -62,8 +64,11 @@
 // nor error messages are recorded unless asked for.
 //
 // A drop-in: what database/sql shows of the driver is what it shows of the inner
-// one. Errors, in particular, are the inner driver's own values. What
-// [sql.Conn.Raw] hands out is ours; [RawConn] leads to the inner connection.
+// one. Errors, in particular, are the inner driver's own values, but for those that say
+// what only this driver knows: [*RetryError], [*ConnectionLostError],
+// [*CommitUnknownError], and a deadlock that it has found before the server did, which
+// is the inner driver's type with the server's words. What [sql.Conn.Raw] hands out is
+// ours; [RawConn] leads to the inner connection.
 //
 // # Lost connections
 //
@@ -80,8 +85,15 @@
 //
 // A statement outside a transaction is sent again only if the server cannot have
 // executed it, or if it is a read. Otherwise the error is a [*ConnectionLostError] that
-// says that its fate is unknown. None of these errors matches driver.ErrBadConn, at whose
-// sight database/sql executes statements again.
+// says that its fate is unknown. None of these errors matches driver.ErrBadConn, for
+// which database/sql would execute the statement again.
+//
+// # Transactions that deadlock again and again
+//
+// Once transactions of a kind have deadlocked, the driver limits how many of them run at
+// once, and a connection of its own looks for deadlocks among its statements and ends
+// them by cancelling one, before the server's deadlock_timeout. [WithContention] says
+// what is done, and switches it off.
 //
 // # What is refused
 //
@@ -104,5 +116,6 @@
 //
 // To turn replay off: [ContextWithoutReplay] for one transaction, [WithMode] or
 // pgretry_mode=closure in the DSN for a database, pgretry_mode=off for closures too, and
-// for all that is said of lost connections.
+// for what is said of lost connections, except that in a closure a COMMIT without an
+// answer still is a [*CommitUnknownError].
 package pgretry

@@ -47,9 +47,11 @@ var (
 // a way that would ordinarily be retried but was not, or not again.
 //
 // Outside closures, where the driver replays transactions by itself, the call that
-// meets a conflict returns the server's own error, and a RetryError is what every
-// later call of the transaction returns, Commit included: the transaction is rolled
-// back already, and nothing of it may go on as if it were not.
+// meets a conflict returns the server's own error. If a replay was tried and failed, a
+// RetryError is what every later call of the transaction returns, Commit included: the
+// transaction is rolled back already, and nothing of it may go on as if it were not. If
+// none was tried because the transaction did something that is refused, later calls are
+// the server's business, and Commit returns the RetryError.
 //
 // It matches its Reason and everything that Err matches, so that
 // errors.As(err, &pqErr) finds the server's last error. If the caller's context

@@ -1,10 +1,13 @@
 package pgretry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,19 +60,27 @@ type lease struct {
 // has the same keys in every process.
 type advisoryLock struct{ class, object int32 }
 
-// lockOf returns the lock of a kind.
-func lockOf(key kindKey) advisoryLock {
-	hash := fnv.New32a()
-	_, _ = hash.Write([]byte(key.name + "\x00" + key.fingerprint)) // never fails
-	return advisoryLock{leaseClass, int32(hash.Sum32())}           //nolint:gosec // any number will do
+// locksOf returns the locks of the kinds that share a gate, in an order that is the same in
+// every process. Two processes may have met different kinds of those that deadlock with
+// each other: one lock that both have is enough to keep them apart.
+func locksOf(kinds []kindKey) []advisoryLock {
+	locks := make([]advisoryLock, 0, len(kinds))
+	for _, key := range kinds {
+		hash := fnv.New32a()
+		_, _ = hash.Write([]byte(key.name + "\x00" + key.fingerprint))       // never fails
+		locks = append(locks, advisoryLock{leaseClass, int32(hash.Sum32())}) //nolint:gosec // any number will do
+	}
+	slices.SortFunc(locks, func(a, b advisoryLock) int { return cmp.Compare(a.object, b.object) })
+	return slices.Compact(locks)
 }
 
-// String returns the keys as functions want them.
-func (l advisoryLock) String() string { return fmt.Sprintf("%d, %d", l.class, l.object) }
-
-// shown returns the keys as pg_locks shows them.
-func (l advisoryLock) shown() string {
-	return fmt.Sprintf("%d, %d", uint32(l.class), uint32(l.object)) //nolint:gosec // the same bits
+// table returns the locks as a table of a query, in their order.
+func table(locks []advisoryLock) string {
+	values := make([]string, len(locks))
+	for i, lock := range locks {
+		values[i] = fmt.Sprintf("(%d, %d)", lock.class, lock.object)
+	}
+	return "(VALUES " + strings.Join(values, ", ") + ") AS locks (class, object)"
 }
 
 // want takes turns from now on, as long as the gate has a limit and there is somebody at
@@ -140,72 +151,63 @@ func (l *lease) takeTurns(ctx context.Context) error {
 		return err
 	}
 	for ctx.Err() == nil {
-		key, ok := l.all.connector.memory.firstOf(l.gate)
-		if !ok {
+		locks := locksOf(l.all.connector.memory.keysOf(l.gate))
+		if len(locks) == 0 {
 			return nil // its kinds are forgotten
 		}
-		lock := lockOf(key)
 		l.gate.Pause()
 		l.drain(ctx)
-		err := l.do(ctx, "SELECT pg_catalog.pg_advisory_lock("+lock.String()+")")
+		err := l.do(ctx, "SELECT pg_catalog.pg_advisory_lock(class, object) FROM "+table(locks))
 		l.gate.Resume()
 		if err != nil {
 			return err // who has the turn has it for too long: for a while it goes without
 		}
 		l.all.worked()
-		wanted, err := l.turn(ctx, lock)
+		wanted, err := l.turn(ctx, locks)
 		if err != nil || !wanted {
 			return err
 		}
 		l.gate.Pause()
 		l.drain(ctx)
-		err = l.do(ctx, "SELECT pg_catalog.pg_advisory_unlock("+lock.String()+")")
-		if err == nil && !l.isNeeded() {
-			// Whoever has nothing to do would only take time from those who have.
-			l.gate.Resume()
-			if !l.needed(ctx) {
-				return nil
-			}
-		}
-		if err != nil {
+		if err := l.do(ctx, "SELECT pg_catalog.pg_advisory_unlock_all()"); err != nil {
 			return err
+		}
+		// Whoever has nothing to do would only take time from those who have.
+		if !l.isNeeded(ctx) {
+			return nil
 		}
 	}
 	return nil
 }
 
-// isNeeded says whether somebody here is at the gate, and there is one.
-func (l *lease) isNeeded() bool {
-	return l.gate.Limit() > 0 && l.gate.Waiting()+l.gate.Inside() > 0
-}
-
-// needed waits until somebody comes to the gate, false if nobody does.
-func (l *lease) needed(ctx context.Context) bool {
-	for range leaseIdle / leaseQuantum {
-		if l.isNeeded() {
-			return true
-		}
-		if l.all.connector.config.wait(ctx, leaseQuantum) != nil {
-			return false // closed
-		}
+// isNeeded waits until somebody comes to the gate, which is paused, and says whether it
+// has a limit. It is false if nobody comes for long.
+func (l *lease) isNeeded(ctx context.Context) bool {
+	timer := time.NewTimer(leaseIdle)
+	defer timer.Stop()
+	select {
+	case <-l.gate.Wanted():
+		return l.gate.Limit() > 0
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 	return false
 }
 
 // turn lasts until another process wants one, or nobody here does any more.
-func (l *lease) turn(ctx context.Context, lock advisoryLock) (wanted bool, err error) {
+func (l *lease) turn(ctx context.Context, locks []advisoryLock) (wanted bool, err error) {
 	for idle := time.Duration(0); idle < leaseIdle; {
 		if l.all.connector.config.wait(ctx, leaseQuantum) != nil {
 			return false, nil //nolint:nilerr // closed
 		}
-		if idle += leaseQuantum; l.isNeeded() {
+		if idle += leaseQuantum; l.gate.Limit() > 0 && l.gate.Waiting()+l.gate.Inside() > 0 {
 			idle = 0
 		}
 		var others string
 		asking, cancel := context.WithTimeout(ctx, 2*leaseWait)
 		err := l.side.tap.wire.during(asking, 0, func() (err error) {
 			others, err = l.side.ask(ctx, `SELECT 'yes' FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND NOT granted
-				AND (classid::bigint, objid::bigint) = (`+lock.shown()+`)
+				AND (classid, objid) IN (SELECT class::pg_catalog.oid, object::pg_catalog.oid FROM `+table(locks)+`)
 				AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) LIMIT 1`)
 			return err
 		})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/pgretry/pgretry/internal/gate"
@@ -131,31 +133,86 @@ func TestAProcessWithNothingToDoLeavesItsTurnsToOthers(t *testing.T) {
 	}
 }
 
-func TestKindsThatWaitAtOneGateHaveOneLock(t *testing.T) {
-	var locks []advisoryLock
-	for _, order := range [][]kindKey{
-		{{name: "b"}, {name: "a"}, {fingerprint: "update c"}},
-		{{fingerprint: "update c"}, {name: "a"}, {name: "b"}},
-	} {
-		m := &connectorOf(openShared(t, pgtest.DSN(t))).memory
-		shared := m.learn(order[0])
-		for _, key := range order[1:] {
-			m.learn(key).gate.Store(shared.gate.Load())
-		}
-		alone := m.learn(kindKey{name: "0"})
-		for _, k := range []*kind{shared, alone} {
-			key, ok := m.firstOf(k.gate.Load())
-			if !ok {
-				t.Fatal("the gate has no kind")
+func TestProcessesThatKnowAKindInCommonHaveALockInCommon(t *testing.T) {
+	a, b, c := kindKey{name: "a"}, kindKey{name: "b"}, kindKey{fingerprint: "update c"}
+	m := &connectorOf(openShared(t, pgtest.DSN(t))).memory
+	shared := m.learn(a).gate.Load()
+	m.learn(b).gate.Store(shared)
+	alone := m.learn(c).gate.Load()
+	if got, want := locksOf(m.keysOf(shared)), locksOf([]kindKey{b, a}); len(got) != 2 || !slices.Equal(got, want) {
+		t.Errorf("got %v for two kinds at one gate, want %v", got, want)
+	}
+	if got := locksOf(m.keysOf(alone)); len(got) != 1 || slices.Contains(locksOf([]kindKey{a, b}), got[0]) {
+		t.Errorf("got %v for a kind that waits alone", got)
+	}
+	if got := locksOf(m.keysOf(gate.New(gate.Config{}))); len(got) != 0 {
+		t.Errorf("got %v for a gate of nobody's", got)
+	}
+	if got := locksOf([]kindKey{a, a}); len(got) != 1 {
+		t.Errorf("got %v, twice the same", got)
+	}
+}
+
+// One worker each, which does something else between its transactions, so that there is
+// nobody at the gate when a turn ends.
+func TestTurnsKeepTransactionsOfProcessesApart(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (0, 0), (1, 0)`)
+	var inside [2]atomic.Int64
+	var together, all atomic.Int64
+	stop := make(chan struct{})
+	done := make(chan error, 2)
+	var counting atomic.Bool
+	for i := range inside {
+		db := openShared(t, dsn)
+		limited(t, db, "transfer")
+		go func() {
+			for {
+				if err := RunInTx(ContextWithName(t.Context(), "transfer"), db, nil, func(ctx context.Context, tx *sql.Tx) error {
+					inside[i].Add(1)
+					defer inside[i].Add(-1)
+					_, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + 1 WHERE id = $1`, i)
+					if err == nil {
+						_, err = tx.ExecContext(ctx, `SELECT pg_sleep(0.003)`)
+					}
+					if counting.Load() {
+						all.Add(1)
+						if inside[1-i].Load() > 0 {
+							together.Add(1)
+						}
+					}
+					return err
+				}); err != nil {
+					done <- err
+					return
+				}
+				if _, err := db.ExecContext(t.Context(), `SELECT pg_sleep(0.001)`); err != nil {
+					done <- err
+					return
+				}
+				select {
+				case <-stop:
+					done <- nil
+					return
+				default:
+				}
 			}
-			locks = append(locks, lockOf(key))
-		}
-		if _, ok := m.firstOf(gate.New(gate.Config{})); ok {
-			t.Error("a gate of nobody's has a kind")
+		}()
+	}
+	a.until(leasesAre(1, true))
+	a.until(leasesAre(1, false))
+	a.until(leasesAre(1, true))
+	counting.Store(true)
+	a.until(`SELECT sum(balance) > 300 FROM account`)
+	close(stop)
+	for range inside {
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	}
-	if locks[0] != locks[2] || locks[1] != locks[3] || locks[0] == locks[1] {
-		t.Errorf("got %v: the first and the third should be one, the second and the last another", locks)
+	// A turn that is waited for too long is done without.
+	if share := float64(together.Load()) / float64(all.Load()); all.Load() < 50 || share > 0.1 {
+		t.Errorf("%.2f of %d transactions met one of the other process", share, all.Load())
 	}
 }
 
@@ -165,7 +222,7 @@ func TestAProcessThatDoesNotGetItsTurnGoesOnWithout(t *testing.T) {
 	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
 	db := openShared(t, dsn)
 	limited(t, db, "transfer")
-	a.rivalDoes(`SELECT pg_advisory_lock(` + lockOf(kindKey{name: "transfer"}).String() + `)`)
+	a.rivalDoes(`SELECT pg_advisory_lock(class, object) FROM ` + table(locksOf([]kindKey{{name: "transfer"}})))
 	done := make(chan error)
 	go func() {
 		for range 3 { // the first of them begins to ask for turns

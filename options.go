@@ -26,8 +26,8 @@ const (
 	// so are statements outside transactions. [RunInTx] and [Retry] run their
 	// closures again instead. The default.
 	ModeReplay Mode = iota
-	// ModeClosure: RunInTx and Retry run their closures again; everything else
-	// passes through.
+	// ModeClosure: RunInTx and Retry run their closures again; other transactions and
+	// statements are not executed again. What else the driver does it still does.
 	ModeClosure
 	// ModeOff: nothing is retried. RunInTx and Retry run their closures once and
 	// return the error as it is, except that a COMMIT without an answer still is a
@@ -112,7 +112,7 @@ func WithMode(mode Mode) RunOption {
 }
 
 // WithAlsoRetry retries errors that may be conflicts but may as well be mistakes
-// that no retry cures, at most four times each. Allowed are the SQLSTATEs
+// that no retry cures, at most four times in a transaction. Allowed are the SQLSTATEs
 // 55P03 (lock not available), 23505 and 23P01 (duplicates, which under
 // SERIALIZABLE can stem from a conflict: PostgreSQL manual, 13.5), 0A000 (only
 // "cached plan must not change result type"), 25P04 (transaction timeout) and
@@ -212,7 +212,8 @@ func (o CommitOutcome) String() string {
 // The id costs a round trip before COMMIT, in transactions that may have written; those
 // of proven reads pay nothing. Before its first transaction each connection is asked once
 // where it leads to, unless this is [CommitReport] or the inner driver is neither lib/pq
-// nor pgx and this is CommitAuto. It needs PostgreSQL 10 or later with the functions
+// nor pgx and this is CommitAuto (for the statement cache and the detector it may be
+// asked all the same). It needs PostgreSQL 10 or later with the functions
 // txid_current_if_assigned, txid_status and pg_control_system; where these are missing
 // nothing is asked for. The default is [CommitAuto].
 func WithCommitOutcome(outcome CommitOutcome) Option {
@@ -250,13 +251,14 @@ const (
 	// ContentionLimit: of a kind of transactions that deadlocks only so many run at once
 	// as do best. The others wait, the oldest goes first.
 	ContentionLimit Contention = 1 << iota
-	// ContentionDetector: a connection of the driver's own looks for deadlocks among
-	// transactions of such a kind where a statement has waited for 20 ms, and ends them,
-	// long before the server does after its deadlock_timeout.
+	// ContentionDetector: while there are such kinds, a connection of the driver's own looks
+	// for deadlocks whenever a statement that may wait for locks has taken 20 ms, and ends
+	// them by cancelling a statement, long before the server does after its
+	// deadlock_timeout.
 	ContentionDetector
 	// ContentionProbes: where nobody can look, as behind a pooler, waits for locks in
-	// RunInTx and Retry are bounded by lock_timeout, longer with each attempt and not at
-	// all in the last ones.
+	// RunInTx and Retry are bounded by lock_timeout: 20 ms, twice as long with each attempt,
+	// and from the seventh on not at all.
 	ContentionProbes
 	// ContentionProbeTransactions: also in transactions that the driver replays by itself,
 	// as long as they have shown nothing but row counts.
@@ -266,7 +268,8 @@ const (
 	// be reached directly.
 	ContentionShared
 
-	// ContentionOff: nothing is remembered and nothing is done.
+	// ContentionOff: nothing is remembered and nothing is done, nor are there pins that
+	// would have to be learned.
 	ContentionOff Contention = 0
 	// ContentionDefault is the default.
 	ContentionDefault = ContentionLimit | ContentionDetector | ContentionProbes

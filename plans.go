@@ -25,6 +25,9 @@ const (
 	// few pages. The server reads all of them then, and would go on so, should the table
 	// grow, until it has seen how large it has become.
 	smallFor = time.Second
+	// smallBytes is how large such a table may be. The server goes by the index from ten
+	// pages or so on.
+	smallBytes = 64 * 8192
 	// staleBatch is how many statements that are of no use any more are dropped together.
 	staleBatch = 32
 )
@@ -149,13 +152,14 @@ func (c *statementCache) dropStale(command func(string) error) error {
 
 // planNode is a node of a plan as EXPLAIN shows it.
 type planNode struct {
-	Type   string     `json:"Node Type"`
-	Schema string     `json:"Schema"`
-	Table  string     `json:"Relation Name"`
-	Index  string     `json:"Index Name"`
-	Cond   string     `json:"Index Cond"`
-	Filter string     `json:"Filter"`
-	Plans  []planNode `json:"Plans"`
+	Type    string     `json:"Node Type"`
+	Schema  string     `json:"Schema"`
+	Table   string     `json:"Relation Name"`
+	Index   string     `json:"Index Name"`
+	Cond    string     `json:"Index Cond"`
+	Filter  string     `json:"Filter"`
+	OneTime string     `json:"One-Time Filter"`
+	Plans   []planNode `json:"Plans"`
 }
 
 // judgePlan says what is to be thought of the plan that the server makes of a statement for
@@ -179,12 +183,15 @@ func (c *conn) judgePlan(ctx context.Context, s *cachedStatement) (verdictOnPlan
 	}
 	verdict := planFixed
 	for _, lookup := range found {
-		if lookup.index == "" {
-			verdict = planSmall
-		}
 		answer, err := c.ask(ctx, lookup.question())
-		if err != nil || answer == "" {
+		if err != nil {
 			return planVaries, err
+		}
+		switch {
+		case answer == "small":
+			verdict = planSmall
+		case answer != "large" || lookup.index == "":
+			return planVaries, nil
 		}
 	}
 	return verdict, nil
@@ -195,24 +202,41 @@ func (c *conn) judgePlan(ctx context.Context, s *cachedStatement) (verdictOnPlan
 type uniqueLookup struct {
 	schema, table string
 	index         string // "" if it reads the whole table
-	columns       []string
+	columns       []comparedColumn
 }
 
-// question returns a query that says whether it finds one row at most.
+// comparedColumn is a column that is equal to something.
+type comparedColumn struct {
+	name   string
+	asText bool // it is converted to text before
+}
+
+// question returns a query that tells whether it finds one row at most: then the answer is
+// whether the table is "small" or "large". A condition that no index could help with, like
+// one that converts a number to text, says nothing about how large the table is.
 func (u *uniqueLookup) question() string {
-	names := make([]string, len(u.columns))
-	for i, column := range u.columns {
-		names[i] = pq.QuoteLiteral(column)
+	var names, texts []string
+	for _, column := range u.columns {
+		if name := pq.QuoteLiteral(column.name); column.asText {
+			texts = append(texts, name)
+		} else {
+			names = append(names, name)
+		}
 	}
-	which := "c.relname = " + pq.QuoteLiteral(u.index)
+	list := func(names []string) string { return "ARRAY[" + strings.Join(names, ", ") + "]::pg_catalog.text[]" }
+	// Servers before 14 quote the names of indexes in EXPLAIN.
+	which := pq.QuoteLiteral(u.index) + " IN (c.relname, pg_catalog.quote_ident(c.relname))"
 	if u.index == "" {
 		which = "i.indrelid = (SELECT t.oid FROM pg_catalog.pg_class t WHERE t.relnamespace = n.oid AND t.relname = " + pq.QuoteLiteral(u.table) + ")"
 	}
-	return `SELECT 'yes' FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+	return `SELECT CASE WHEN pg_catalog.pg_relation_size(i.indrelid) > ` + fmt.Sprint(smallBytes) + ` THEN 'large' ELSE 'small' END
+		FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 		WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND n.nspname = ` + pq.QuoteLiteral(u.schema) + ` AND ` + which + `
 		AND i.indnkeyatts = (SELECT count(DISTINCT a.attname) FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid
-			AND a.attnum = ANY ((i.indkey::pg_catalog.int2[])[0:i.indnkeyatts - 1]) AND a.attname IN (` + strings.Join(names, ", ") + `)) LIMIT 1`
+			AND a.attnum = ANY ((i.indkey::pg_catalog.int2[])[0:i.indnkeyatts - 1])
+			AND (a.attname = ANY (` + list(names) + `) OR a.attname = ANY (` + list(texts) + `)
+				AND a.atttypid IN ('pg_catalog.text'::pg_catalog.regtype, 'pg_catalog.varchar'::pg_catalog.regtype))) LIMIT 1`
 }
 
 // isFixed says whether no arguments would have another plan, provided that the lookups that
@@ -220,13 +244,14 @@ func (u *uniqueLookup) question() string {
 func (n *planNode) isFixed(found *[]uniqueLookup) bool {
 	switch n.Type {
 	case "Result", "Values Scan":
-		return len(n.Plans) == 0
+		// A Result that has a filter is what remains of tables, or partitions, that had nothing.
+		return len(n.Plans) == 0 && n.OneTime == ""
 	case "Index Scan", "Index Only Scan":
 		columns := comparedColumns(n.Cond)
 		*found = append(*found, uniqueLookup{n.Schema, n.Table, n.Index, columns})
 		return len(columns) > 0 && n.Schema != "" && n.Index != "" && len(n.Plans) == 0
 	case "Seq Scan":
-		// In spite of an index: the table has no more pages than the index would cost.
+		// In spite of an index, which a small table is not worth, if it could be used.
 		columns := comparedColumns(n.Filter)
 		*found = append(*found, uniqueLookup{n.Schema, n.Table, "", columns})
 		return len(columns) > 0 && n.Schema != "" && n.Table != "" && len(n.Plans) == 0
@@ -236,27 +261,26 @@ func (n *planNode) isFixed(found *[]uniqueLookup) bool {
 	return false
 }
 
-// comparedColumn is a condition that compares a column for equality with something that
-// does not depend on the row: (account.id = $1), (account.id = ($1)::bigint),
+// comparison is a condition that compares a column for equality with something that does
+// not depend on the row: (account.id = $1), (account.id = ($1)::bigint),
 // ((account.code)::text = $1).
-var comparedColumn = regexp.MustCompile(`^\((?:(?:\w+|"(?:[^"]|"")*")\.)?(\w+|"(?:[^"]|"")*") = (?:\$\d+|\(\$\d+\)::[\w ]+|-?\d+|'[^']*'::[\w ]+)\)$`)
+var comparison = regexp.MustCompile(`^\((?:` + columnPattern + `|\(` + columnPattern + `\)(::text)) = (?:\$\d+|\(\$\d+\)::[\w ]+|-?\d+|'[^']*'::[\w ]+)\)$`)
 
-// asText is how the server shows a column that it compares as text, varchar for one.
-var asText = regexp.MustCompile(`^\(\(((?:\w+|"(?:[^"]|"")*")(?:\.(?:\w+|"(?:[^"]|"")*"))?)\)::text = `)
+const columnPattern = `(?:(?:\w+|"(?:[^"]|"")*")\.)?(\w+|"(?:[^"]|"")*")`
 
 // comparedColumns returns the columns that are equal to something, all of them, where a
 // condition is true.
-func comparedColumns(condition string) (columns []string) {
+func comparedColumns(condition string) (columns []comparedColumn) {
 	for _, part := range conjuncts(condition) {
-		match := comparedColumn.FindStringSubmatch(asText.ReplaceAllString(part, "($1 = "))
+		match := comparison.FindStringSubmatch(part)
 		if match == nil {
 			continue
 		}
-		name := match[1]
+		name := match[1] + match[2]
 		if strings.HasPrefix(name, `"`) {
 			name = strings.ReplaceAll(name[1:len(name)-1], `""`, `"`)
 		}
-		columns = append(columns, name)
+		columns = append(columns, comparedColumn{name, match[3] != ""})
 	}
 	return columns
 }

@@ -292,8 +292,8 @@ func (c *statementCache) prepare(ctx context.Context, t *tap, text string) (*cac
 
 // lifetime is how long a statement stays prepared.
 func (s *cachedStatement) lifetime() time.Duration {
-	if s.plan == planSmall {
-		return smallFor
+	if s.plan == planSmall && s.uses >= customPlans {
+		return smallFor // before that the server looks at the table each time
 	}
 	return cachedFor
 }
@@ -490,7 +490,7 @@ func (c *statementCache) failed(t *tap, s *cachedStatement, err error) (again bo
 		c.stale, c.state = nil, cacheOff
 	case state == "0A000", state == "XX000", len(state) == 5 && state[:2] == "42":
 		c.drop(s)
-		s.stmt, s.prepared = nil, c.config.now()
+		s.stmt, s.prepared, s.plan = nil, c.config.now(), planUnknown
 		c.entries[s.text] = s // so that it is not kept again
 		c.insert(s)
 	case slices.Contains(wrongInput[:], state):

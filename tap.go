@@ -327,7 +327,9 @@ func (t *tap) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, er
 
 // unwatched returns the context that a cached statement is given to lib/pq with. lib/pq
 // would start another goroutine for it, even if the one of its transaction waits for the
-// same already.
+// same already. What that goroutine does when the context ends is what it does for a
+// statement that is not cached: its cancel request may still be under way when the
+// connection is closed.
 func (t *tap) unwatched(ctx context.Context) context.Context {
 	if done := ctx.Done(); done != nil && done == t.watched {
 		return context.Background()

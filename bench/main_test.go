@@ -67,6 +67,28 @@ func TestAShortRunGoesThroughAndCanBeRenderedAgain(t *testing.T) {
 			t.Errorf("%s has changed", file)
 		}
 	}
+
+	later := []string{"-short", "-only", "scan", "-systems", "libpq,pgretry", "-rounds", "1", "-again", "-out", again}
+	if code := run(t.Context(), later, io.Discard, &log); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, log.String())
+	}
+	renewed := read(t, filepath.Join(again, "results.md"))
+	for text, want := range map[string]bool{
+		"Measured again: `go run ./bench " + strings.Join(later, " "): true,
+		"\n### Over tcp+1ms\n": true, "\n## Several processes\n": true, "\n### upserts\n": true, "\n## A large result\n": true,
+	} {
+		if strings.Contains(renewed, text) != want {
+			t.Errorf("%q is there: %t", text, !want)
+		}
+	}
+	interrupted, cancel := context.WithCancel(t.Context())
+	cancel()
+	if code := run(interrupted, later, io.Discard, io.Discard); code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	if read(t, filepath.Join(again, "results.md")) != renewed {
+		t.Error("what was not measured to its end has changed the results")
+	}
 }
 
 func TestQueriesAreMeasured(t *testing.T) {
@@ -158,6 +180,8 @@ func TestWrongArgumentsAreExplained(t *testing.T) {
 		{[]string{"-think", ""}, `-think: the list is empty`},
 		{[]string{"-rounds", "-1"}, `cannot be negative`},
 		{[]string{"short"}, `unexpected argument "short"`},
+		{[]string{"-again"}, `-again needs -out`},
+		{[]string{"-again", "-out", "x", "-workers", "2"}, `and whole parts`},
 	} {
 		var log bytes.Buffer
 		if code := run(t.Context(), test.args, io.Discard, &log); code != 2 || !strings.Contains(log.String(), test.want) {

@@ -33,26 +33,32 @@ type session struct {
 	shouted int // how many broken invariants were told already
 }
 
-func (s *session) run(ctx context.Context) error {
+func (s *session) run(ctx context.Context) (err error) {
 	if s.render != "" {
-		return s.read()
+		s.results, err = readResults(s.render)
+		return err
 	}
 	return s.measure(ctx)
 }
 
-func (s *session) read() (err error) {
-	file, err := os.Open(s.render)
+func readResults(name string) (results *result.Results, err error) {
+	file, err := os.Open(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	s.results, err = result.Read(file)
-	return err
+	return result.Read(file)
 }
 
 func (s *session) measure(ctx context.Context) (err error) {
+	var before *result.Results
 	if s.out != "" { // before hours are spent
 		if err := os.MkdirAll(s.out, 0o777); err != nil {
+			return err
+		}
+	}
+	if s.again {
+		if before, err = readResults(filepath.Join(s.out, "results.json")); err != nil {
 			return err
 		}
 	}
@@ -70,7 +76,16 @@ func (s *session) measure(ctx context.Context) (err error) {
 		GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPUs: runtime.NumCPU(),
 		Server: s.server.Version(), Durable: durable, Seed: s.seed,
 	}}
-	defer func() { s.results.Environment.Elapsed = time.Since(began) }()
+	defer func() {
+		s.results.Environment.Elapsed = time.Since(began)
+		if before == nil {
+			return
+		}
+		if err == nil { // half a part is not a part
+			before.Renew(s.results)
+		}
+		s.results = before
+	}()
 	for _, part := range []struct {
 		name    string
 		measure func(context.Context) error

@@ -20,6 +20,7 @@ type settings struct {
 	short  bool
 	only   []string
 	out    string
+	again  bool
 	render string
 	dsn    string
 	seed   uint64
@@ -58,6 +59,7 @@ func parse(args []string, log io.Writer) (*settings, error) {
 	seconds := flags.Float64("seconds", 0, "how long a turn under contention is; the default depends on what is measured")
 	flags.StringVar(&s.dsn, "dsn", "", "connection `string` of a server to use instead of a throwaway one")
 	flags.StringVar(&s.out, "out", "", "`directory` for results.json, results.md and plots")
+	flags.BoolVar(&s.again, "again", false, "keep what the results in the directory of -out have of other parts than are measured now")
 	flags.StringVar(&s.render, "render", "", "`file` with results to make tables and plots of, instead of measuring")
 	flags.Uint64Var(&s.seed, "seed", 1, "decides what the transactions of workloads touch")
 	if err := flags.Parse(args); err != nil {
@@ -118,6 +120,9 @@ func parse(args []string, log io.Writer) (*settings, error) {
 		return timeout, err
 	}); err != nil {
 		return nil, fmt.Errorf("-deadlock-timeouts: %w", err)
+	}
+	if s.again && (s.out == "" || s.restricted) {
+		return nil, errors.New("-again needs -out, and whole parts")
 	}
 	if s.rounds < 0 || *seconds < 0 {
 		return nil, errors.New("-rounds and -seconds cannot be negative")

@@ -43,7 +43,7 @@ func BenchmarkPins(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	pinned, err := pgretry.Open(dsn)
+	pinned, err := pgretry.Open(dsn, pgretry.WithPins(pgretry.PinsReturning))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -14,6 +14,7 @@ type Gate struct {
 	mu      sync.Mutex
 	limiter *Limiter
 	empty   chan struct{} // closed when nobody is inside; nil if nobody asked
+	wanted  chan struct{} // closed when somebody waits; nil if nobody asked
 }
 
 // New returns a Gate without a limit.
@@ -50,6 +51,10 @@ func (g *Gate) EnterBefore(ctx context.Context, since, before time.Time) (Pass, 
 	admitted := make(chan struct{})
 	ticket.admit = func() { close(admitted) } // only now: most need not wait
 	due := g.limiter.Due(ticket).Sub(g.now())
+	if g.wanted != nil {
+		close(g.wanted)
+		g.wanted = nil
+	}
 	g.mu.Unlock()
 
 	timer := time.NewTimer(due)
@@ -186,12 +191,29 @@ func (g *Gate) Drained() <-chan struct{} {
 	if empty == nil {
 		empty = make(chan struct{})
 	}
+	g.empty = empty
 	if g.limiter.Inside() == 0 {
 		close(empty)
-	} else {
-		g.empty = empty
+		g.empty = nil
 	}
 	return empty
+}
+
+// Wanted returns a channel that is closed as soon as somebody waits, which may be at
+// once.
+func (g *Gate) Wanted() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	wanted := g.wanted
+	if wanted == nil {
+		wanted = make(chan struct{})
+	}
+	g.wanted = wanted
+	if g.limiter.Waiting() > 0 {
+		close(wanted)
+		g.wanted = nil
+	}
+	return wanted
 }
 
 // Calm says whether the gate may be forgotten: it has no limit, nobody waits, and for as

@@ -59,7 +59,7 @@ func compare(ctx context.Context, jobs []job, effort Effort) ([]result.Timing, e
 		if err := j.prepare(ctx, effort); err != nil {
 			return nil, err
 		}
-		if _, _, err := turn(ctx, j, effort.Each); err != nil {
+		if _, _, _, err := turn(ctx, j, effort.Each); err != nil {
 			return nil, err
 		}
 	}
@@ -68,11 +68,11 @@ func compare(ctx context.Context, jobs []job, effort Effort) ([]result.Timing, e
 			if err := jobs[i].prepare(ctx, effort); err != nil {
 				return nil, err
 			}
-			micros, allocated, err := turn(ctx, jobs[i], effort.Each)
+			median, mean, allocated, err := turn(ctx, jobs[i], effort.Each)
 			if err != nil {
 				return nil, err
 			}
-			timings[i].Micros = append(timings[i].Micros, micros)
+			timings[i].Micros, timings[i].Means = append(timings[i].Micros, median), append(timings[i].Means, mean)
 			allocations[i] = append(allocations[i], allocated)
 		}
 	}
@@ -82,20 +82,23 @@ func compare(ctx context.Context, jobs []job, effort Effort) ([]result.Timing, e
 	return timings, nil
 }
 
-// turn returns the mean time of a job in microseconds, and its allocations. A median would
-// hide what a system does only every few times.
-func turn(ctx context.Context, j job, times int) (micros, allocations float64, err error) {
+// turn returns the median and the mean time of a job in microseconds, and its allocations.
+func turn(ctx context.Context, j job, times int) (median, mean, allocations float64, err error) {
+	taken := make([]float64, 0, times)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	began := time.Now()
 	for range times {
+		began := time.Now()
 		if err := j.do(ctx); err != nil {
-			return 0, 0, fmt.Errorf("%s: %w", j.system, err)
+			return 0, 0, 0, fmt.Errorf("%s: %w", j.system, err)
 		}
+		taken = append(taken, float64(time.Since(began).Nanoseconds())/1e3)
 	}
-	taken := time.Since(began)
 	runtime.ReadMemStats(&after)
-	return float64(taken.Nanoseconds()) / 1e3 / float64(times), float64(after.Mallocs-before.Mallocs) / float64(times), nil
+	for _, micros := range taken {
+		mean += micros / float64(times)
+	}
+	return measure.Median(taken), mean, float64(after.Mallocs-before.Mallocs) / float64(times), nil
 }
 
 // databases are those of several systems, closed together.

@@ -17,7 +17,7 @@ import (
 // Markdown writes the results as tables. plots are the files that Plots wrote, if any.
 func Markdown(w io.Writer, r *result.Results, plots []Plot) error {
 	m := &markdown{plots: plots}
-	m.environment(r.Environment)
+	m.environment(r)
 	m.broken(AllBroken(r))
 	m.verdicts(Verdicts(r))
 	m.fastPath(r)
@@ -72,10 +72,17 @@ func (m *markdown) show(section string) {
 	}
 }
 
-func (m *markdown) environment(e result.Environment) {
+func (m *markdown) environment(r *result.Results) {
+	e := r.Environment
 	m.line("# Benchmarks")
 	m.line("")
-	m.line("`%s`, %s, seed %d, took %s.", e.Command, e.Date.UTC().Format("2006-01-02 15:04 MST"), e.Seed, e.Elapsed.Round(time.Second))
+	told := func(e result.Environment) string {
+		return fmt.Sprintf("`%s`, %s, seed %d, took %s.", e.Command, e.Date.UTC().Format("2006-01-02 15:04 MST"), e.Seed, e.Elapsed.Round(time.Second))
+	}
+	m.line("%s", told(e))
+	for _, again := range r.Again {
+		m.line("Measured again: %s", told(again))
+	}
 	m.line("%d CPUs, %s, %s, PostgreSQL %s: %s.", e.CPUs, e.Platform, e.GoVersion, e.Server, e.Durable)
 	m.line("")
 	m.line("Everything is compared within one run: systems take turns, in a random order in each round.")
@@ -145,13 +152,13 @@ func relayCost(c result.Comparison) string {
 }
 
 func (m *markdown) comparison(c result.Comparison, allocations bool) {
-	titles := []string{"system", ":median time", ":/ " + label(c.Base)}
+	titles := []string{"system", ":median time", ":/ " + label(c.Base), ":mean / " + label(c.Base)}
 	if allocations {
 		titles = append(titles, ":allocations")
 	}
 	var rows [][]string
 	for _, timing := range c.Timings {
-		row := []string{label(timing.System), micros(measure.Median(timing.Micros)), measure.Of(ratios(c, timing.System, c.Base)).String()}
+		row := []string{label(timing.System), micros(measure.Median(timing.Micros)), measure.Of(ratios(c, timing.System, c.Base)).String(), measure.Of(meanRatios(c, timing.System, c.Base)).String()}
 		if allocations {
 			row = append(row, fmt.Sprintf("%.0f", timing.Allocations))
 		}

@@ -12,14 +12,15 @@ import (
 // Results is one run of the benchmarks. Parts that were not asked for are empty.
 type Results struct {
 	Environment Environment
-	FastPath    []Comparison `json:",omitempty"` // per transport
-	RelayCost   []Comparison `json:",omitempty"` // what the relays alone cost
-	NoConflict  []Comparison `json:",omitempty"` // per workload
-	Skewed      *Comparison  `json:",omitempty"`
-	Scan        *Comparison  `json:",omitempty"`
-	Contention  []Cell       `json:",omitempty"`
-	Patience    []Patience   `json:",omitempty"`
-	Processes   []Processes  `json:",omitempty"`
+	Again       []Environment `json:",omitempty"` // of later runs, which measured parts anew
+	FastPath    []Comparison  `json:",omitempty"` // per transport
+	RelayCost   []Comparison  `json:",omitempty"` // what the relays alone cost
+	NoConflict  []Comparison  `json:",omitempty"` // per workload
+	Skewed      *Comparison   `json:",omitempty"`
+	Scan        *Comparison   `json:",omitempty"`
+	Contention  []Cell        `json:",omitempty"`
+	Patience    []Patience    `json:",omitempty"`
+	Processes   []Processes   `json:",omitempty"`
 }
 
 // Environment is where and how the numbers came about.
@@ -33,6 +34,23 @@ type Environment struct {
 	Durable   string // what was done for durability
 	Seed      uint64
 	Elapsed   time.Duration
+}
+
+// Renew takes over the parts that a later run has measured.
+func (r *Results) Renew(later *Results) {
+	r.Again = append(r.Again, later.Environment)
+	if later.FastPath != nil {
+		r.FastPath, r.RelayCost, r.NoConflict = later.FastPath, later.RelayCost, later.NoConflict
+	}
+	if later.Scan != nil {
+		r.Scan, r.Skewed = later.Scan, later.Skewed
+	}
+	if later.Contention != nil {
+		r.Contention, r.Patience = later.Contention, later.Patience
+	}
+	if later.Processes != nil {
+		r.Processes = later.Processes
+	}
 }
 
 // Comparison is one job done by several systems in turn, round by round.
@@ -52,8 +70,9 @@ type Comparison struct {
 // Timing is how long a system took.
 type Timing struct {
 	System string
-	// Micros is the mean time of a job in each round, in microseconds.
-	Micros []float64
+	// Micros is the median time of a job in each round, in microseconds, Means the mean: what
+	// a system does every few times only shows there, and so does what the machine does.
+	Micros, Means []float64
 	// Allocations is their number per job, the median of all rounds.
 	Allocations float64
 }
