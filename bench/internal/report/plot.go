@@ -76,7 +76,7 @@ func Plots(dir string, r *result.Results) ([]Plot, error) {
 		rows, columns := grid(len(panels))
 		width := vg.Length(columns)*3.6*vg.Inch + 2.2*vg.Inch
 		height := max(vg.Length(rows)*2.9*vg.Inch, 3.4*vg.Inch)
-		if err := save(p, width, height, func(canvas draw.Canvas) error { return contentionPlot(canvas, name, panels) }); err != nil {
+		if err := save(p, width, height, func(canvas draw.Canvas) error { return contentionPlot(canvas, panels) }); err != nil {
 			return nil, err
 		}
 	}
@@ -169,6 +169,7 @@ func bars(canvas draw.Canvas, title string, c result.Comparison) error {
 		p.X.Max = max(p.X.Max, spread.High*1.12)
 	}
 	p.NominalY(names...)
+	p.Y.Padding = vg.Points(24) // fonts that stand in for the one measured with may be wider
 	p.Draw(draw.Crop(canvas, vg.Points(8), -vg.Points(12), vg.Points(8), -vg.Points(8)))
 	return nil
 }
@@ -217,7 +218,7 @@ func grid(panels int) (rows, columns int) {
 // lowest is where the scale of throughput ends: less is drawn there.
 const lowest = 0.001
 
-func contentionPlot(canvas draw.Canvas, workload string, panels []*panel) error {
+func contentionPlot(canvas draw.Canvas, panels []*panel) error {
 	rows, columns := grid(len(panels))
 	legend := plot.NewLegend()
 	legend.TextStyle.Font.Variant = "Sans"
@@ -231,7 +232,7 @@ func contentionPlot(canvas draw.Canvas, workload string, panels []*panel) error 
 		tiles[i] = make([]*plot.Plot, columns)
 	}
 	for i, panel := range panels {
-		p := newPlot(fmt.Sprintf("%s, deadlock_timeout %s, think %s", workload, panel.timeout, panel.think))
+		p := newPlot(fmt.Sprintf("deadlock_timeout %s, think time %s", panel.timeout, panel.think))
 		p.X.Label.Text, p.Y.Label.Text = "workers", "× locks in order"
 		p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
 		p.Y.Min, p.Y.Max = lowest, 2
