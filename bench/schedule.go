@@ -207,6 +207,11 @@ func (s *settings) groups() (plans [][]processes.Plan, rounds int) {
 			continue
 		}
 		for _, timeout := range timeouts {
+			warmup, window := warmup, window
+			if timeout >= longTimeout && s.window == 0 {
+				// Each process meets its first deadlock in the warm-up, which takes so long.
+				warmup, window = 5*time.Second, 5*time.Second
+			}
 			var turns []processes.Plan
 			for _, lease := range leases {
 				for _, n := range []int{1, 4} {
