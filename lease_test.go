@@ -12,18 +12,17 @@ import (
 	"github.com/pgretry/pgretry/internal/pgserver/pgtest"
 )
 
-// limited makes the conflict memory of a database believe that the transactions of a name
-// have deadlocked, so that one of them may run at a time.
-func limited(t *testing.T, db *sql.DB, name string) *gate.Gate {
+// limited makes the conflict memory of a database believe that the transactions called
+// transfer have deadlocked, so that one of them may run at a time.
+func limited(t *testing.T, db *sql.DB) {
 	t.Helper()
-	g := connectorOf(db).memory.learn(kindKey{name: name}).gate.Load()
+	g := connectorOf(db).memory.learn(kindKey{name: "transfer"}).gate.Load()
 	for range 10 {
 		g.Enlist().Leave(gate.Deadlocked)
 	}
 	if g.Limit() != 1 {
 		t.Fatalf("the limit is %d, want 1", g.Limit())
 	}
-	return g
 }
 
 func openShared(t *testing.T, dsn string) *sql.DB {
@@ -57,7 +56,7 @@ func TestProcessesTakeTurnsWithTransactionsThatDeadlock(t *testing.T) {
 		})
 	}
 	for _, db := range []*sql.DB{one, other} {
-		limited(t, db, "transfer")
+		limited(t, db)
 	}
 	done := make(chan error)
 	const each = 300
@@ -117,7 +116,7 @@ func TestAProcessWithNothingToDoLeavesItsTurnsToOthers(t *testing.T) {
 	done := make(chan error, 2)
 	enough := make(chan struct{})
 	for db, stop := range map[*sql.DB]chan struct{}{busy: over, idle: enough} {
-		limited(t, db, "transfer")
+		limited(t, db)
 		go func() { done <- work(db, stop) }()
 	}
 	a.until(takesTurns, 2)
@@ -165,7 +164,7 @@ func TestTurnsKeepTransactionsOfProcessesApart(t *testing.T) {
 	var counting atomic.Bool
 	for i := range inside {
 		db := openShared(t, dsn)
-		limited(t, db, "transfer")
+		limited(t, db)
 		go func() {
 			for {
 				if err := RunInTx(ContextWithName(t.Context(), "transfer"), db, nil, func(ctx context.Context, tx *sql.Tx) error {
@@ -221,7 +220,7 @@ func TestAProcessThatDoesNotGetItsTurnGoesOnWithout(t *testing.T) {
 	dsn := pgtest.DSN(t)
 	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
 	db := openShared(t, dsn)
-	limited(t, db, "transfer")
+	limited(t, db)
 	a.rivalDoes(`SELECT pg_advisory_lock(class, object) FROM ` + table(locksOf([]kindKey{{name: "transfer"}})))
 	done := make(chan error)
 	go func() {
@@ -246,7 +245,7 @@ func TestAProcessThatDoesNotGetItsTurnGoesOnWithout(t *testing.T) {
 func TestWithoutTheOptionNobodyTakesTurns(t *testing.T) {
 	dsn := pgtest.DSN(t)
 	a := enterOn(t, dsn, nil, `CREATE TABLE account (id int PRIMARY KEY, balance int)`, `INSERT INTO account VALUES (1, 0)`)
-	limited(t, a.db, "transfer")
+	limited(t, a.db)
 	for range 3 {
 		if err := RunInTx(ContextWithName(t.Context(), "transfer"), a.db, nil, func(ctx context.Context, tx *sql.Tx) error {
 			_, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + 1 WHERE id = 1`)

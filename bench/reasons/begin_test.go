@@ -27,7 +27,7 @@ func BenchmarkBeginWithTheFirstStatement(b *testing.B) {
 		}
 	})
 	execute(
-		b, session(b, "postgres", schema.DSN(nil)),
+		b, session(b, schema.DSN(nil)),
 		`CREATE TABLE account (id int PRIMARY KEY, balance int); CREATE TABLE transfer (account int)`,
 		`INSERT INTO account VALUES (1, 0)`,
 	)

@@ -13,7 +13,7 @@ import (
 // times as long they take in a session that does.
 func BenchmarkForcedCustomPlans(b *testing.B) {
 	dsn := pgtest.DSN(b)
-	left, right := session(b, "postgres", dsn), session(b, "postgres", dsn)
+	left, right := session(b, dsn), session(b, dsn)
 	execute(
 		b, left,
 		`CREATE TABLE item (id int PRIMARY KEY, price int)`,

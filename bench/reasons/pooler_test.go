@@ -35,7 +35,7 @@ func BenchmarkPreparedBehindAPooler(b *testing.B) {
 func insertThroughPooler(b *testing.B) (astray, failed int64) {
 	const tables, clients, inserts = 8, 16, 5000
 	direct := pgtest.DSN(b)
-	owner := session(b, "postgres", direct)
+	owner := session(b, direct)
 	var schema string // the pooler does not pass on what the DSN says of it
 	if err := owner.QueryRowContext(b.Context(), `SELECT current_schema()`).Scan(&schema); err != nil {
 		b.Fatal(err)

@@ -16,10 +16,10 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// session opens one session of a database.
-func session(b *testing.B, driver, dsn string) *sql.DB {
+// session opens one session of a database with lib/pq.
+func session(b *testing.B, dsn string) *sql.DB {
 	b.Helper()
-	db, err := sql.Open(driver, dsn)
+	db, err := sql.Open("postgres", dsn)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -826,19 +826,18 @@ func deadline(s *session) {
 }
 
 func cancelledIdleTx(s *session) {
-	pid := s.pid(s.db)
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	tx := s.beginTx(ctx, nil)
 	s.exec(tx, "INSERT INTO parity_item VALUES (1, 'a', 1)")
 	cancel()
-	s.settle("cancelled")
+	// Whether the connection is used again depends on who is first to see the context's end,
+	// database/sql or lib/pq.
+	s.note("cancelled: idle %t", s.awaitIdle())
 	s.exec(tx, "SELECT 1")
 	s.err("commit", tx.Commit())
 	s.err("rollback", tx.Rollback())
 	s.query(s.db, "SELECT count(*) FROM parity_item")
-	s.note("same backend: %t", s.pid(s.db) == pid)
-	s.stats("afterwards")
 }
 
 func connections(s *session) {
