@@ -46,6 +46,7 @@ func TestTheZeroPassMayLeave(t *testing.T) {
 	}
 }
 
+// In the bubbles of synctest below time.Sleep moves a clock that nobody waits for.
 func TestEnterWaitsUntilSomebodyLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := oneAtATime(t, Config{})

@@ -80,22 +80,21 @@ func atLeast(claim, system string, bound float64, ratios []float64) Verdict {
 
 // ratios are of two systems' times in each round.
 func ratios(c result.Comparison, system, base string) []float64 {
-	of, ok := c.Of(system)
-	to, there := c.Of(base)
-	if !ok || !there {
-		return nil
-	}
-	return measure.Ratios(of.Micros, to.Micros)
+	return ratiosOf(c, system, base, func(t result.Timing) []float64 { return t.Micros })
 }
 
 // meanRatios are ratios of the mean times.
 func meanRatios(c result.Comparison, system, base string) []float64 {
+	return ratiosOf(c, system, base, func(t result.Timing) []float64 { return t.Means })
+}
+
+func ratiosOf(c result.Comparison, system, base string, times func(result.Timing) []float64) []float64 {
 	of, ok := c.Of(system)
 	to, there := c.Of(base)
 	if !ok || !there {
 		return nil
 	}
-	return measure.Ratios(of.Means, to.Means)
+	return measure.Ratios(times(of), times(to))
 }
 
 func fastPathVerdicts(r *result.Results) []Verdict {
