@@ -214,7 +214,7 @@ func (t *tx) classify(err error) Class {
 	if t.conn.tap.cache.isStale(err) {
 		return ClassRetryable // it was kept prepared: the application is not to blame
 	}
-	if t.probeFailed(err) {
+	if t.standsForDeadlock(err) {
 		return ClassRetryable // a deadlock, as far as anybody can see
 	}
 	return Classify(err, PhaseStatement)

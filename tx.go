@@ -272,7 +272,7 @@ func (t *tx) failed(err error) {
 // tellDeadlock adds the event to the attempt's span, wherever that is.
 func (t *tx) tellDeadlock(err error) {
 	t.conn.connector.telemetry.deadlock(t.currentSpan(), err)
-	if sqlState(err) == deadlockDetected || t.probeFailed(err) {
+	if sqlState(err) == deadlockDetected || t.standsForDeadlock(err) {
 		t.noteDeadlock(err)
 	}
 }
@@ -316,7 +316,7 @@ func (t *tx) Commit() error {
 			return v.err
 		}
 		v := verdict{class: Classify(err, PhaseCommit), err: err}
-		if t.probeFailed(err) {
+		if t.standsForDeadlock(err) {
 			v.class = ClassRetryable // of a constraint that was deferred
 		}
 		switch {
