@@ -1,0 +1,29 @@
+package gorm
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"gorm.io/gorm"
+
+	"github.com/pgretry/pgretry/compat/script"
+)
+
+func TestMain(m *testing.M) { os.Exit(script.Main(m)) }
+
+func TestGorm(t *testing.T) { script.Test(t, Open) }
+
+// With PrepareStmt every statement of gorm's is a prepared one.
+func TestGormWithPreparedStatements(t *testing.T) {
+	script.Test(t, func(ctx context.Context, driverName, dsn string) (script.App, error) {
+		return open(ctx, driverName, dsn, gorm.Config{PrepareStmt: true})
+	})
+}
+
+// Without its own transactions a write of gorm's is a statement by itself.
+func TestGormWithoutTransactionsOfItsOwn(t *testing.T) {
+	script.Test(t, func(ctx context.Context, driverName, dsn string) (script.App, error) {
+		return open(ctx, driverName, dsn, gorm.Config{SkipDefaultTransaction: true})
+	})
+}
