@@ -587,7 +587,7 @@ func TestStatementsOutsideTransactionsWithHazardsAreNotExecutedAgain(t *testing.
 			text: `CALL half()`, reason: RefusedStatement, remains: `SELECT count(*) FROM trace`, want: "1",
 			setup: `CREATE PROCEDURE half() LANGUAGE plpgsql AS $$ BEGIN INSERT INTO trace VALUES ('x'); COMMIT; PERFORM conflict(); END $$`,
 		},
-		"DDL":                {text: `CREATE TABLE made AS SELECT 1 AS n FROM conflict()`, reason: RefusedStatement, remains: `SELECT to_regclass('made')`},
+		"several DDL":        {text: `CREATE TABLE made (n int); INSERT INTO made SELECT 1 FROM conflict()`, reason: RefusedStatement, remains: `SELECT to_regclass('made')`},
 		"COPY to a program":  {text: `COPY (SELECT conflict()) TO PROGRAM 'cat'`, reason: RefusedStatement},
 		"EXPLAIN":            {text: `EXPLAIN ANALYZE SELECT conflict()`, reason: RefusedStatement},
 		"PREPARE":            {text: `PREPARE p AS SELECT 1; SELECT conflict()`, reason: RefusedStatement},

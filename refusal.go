@@ -84,8 +84,9 @@ const (
 	// RefusedConnectionLost: something that had to work for the replay did not, such as
 	// ROLLBACK, or a new connection for a reason that does not pass.
 	RefusedConnectionLost RefusalReason = "connection_lost"
-	// RefusedStatement: a statement outside a transaction that is not a SELECT,
-	// INSERT, UPDATE, DELETE, MERGE, WITH, VALUES or TABLE.
+	// RefusedStatement: a statement outside a transaction that may leave a part of its
+	// work behind when it fails (CALL, DO, VACUUM, what is done CONCURRENTLY), or that is
+	// neither a query or write nor usual DDL; or a text of several statements.
 	RefusedStatement RefusalReason = "statement"
 )
 
@@ -113,7 +114,7 @@ var refusalWords = map[RefusalReason]string{
 	RefusedInterrupted:         "a statement ended without an answer",
 	RefusedSavepoint:           "the conflict is inside a savepoint and cannot be replayed from there",
 	RefusedConnectionLost:      "the connection was lost for good",
-	RefusedStatement:           "only SELECT, INSERT, UPDATE, DELETE, MERGE, WITH, VALUES and TABLE are executed again",
+	RefusedStatement:           "only single queries, writes and DDL that leave nothing behind when they fail are executed again",
 }
 
 // explain is the sentence that a conflict's hint gains.

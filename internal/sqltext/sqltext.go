@@ -125,6 +125,13 @@ type Info struct {
 	// Returning is set if an INSERT, UPDATE, DELETE or MERGE of the text, one
 	// in a WITH list not among them, has a RETURNING clause.
 	Returning bool
+	// Whole is set if the text is exactly one statement that the server does as a
+	// whole or not at all, outside a transaction too, and that can be executed again
+	// if it was not done: SELECT, VALUES, TABLE, WITH, INSERT, UPDATE, DELETE, MERGE;
+	// TRUNCATE, COMMENT, GRANT, REVOKE, and CREATE, ALTER and DROP of what applications
+	// have, but nothing CONCURRENTLY. Functions that commit by themselves (dblink) have
+	// a Hazard.
+	Whole bool
 	// CopyFreeze is set if a COPY has the option FREEZE.
 	CopyFreeze bool
 
