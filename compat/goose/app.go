@@ -32,8 +32,8 @@ func (a *App) provider() (*goose.Provider, error) {
 	return goose.NewProvider(goose.DialectPostgres, a.DB(), dir)
 }
 
-// Migrate goes up, then down, and up again: twice in transactions, once without, because
-// an index is made CONCURRENTLY.
+// Migrate goes up, then down, and up again: two migrations in transactions, one
+// without.
 func (a *App) Migrate(ctx context.Context) error {
 	provider, err := a.provider()
 	if err != nil {

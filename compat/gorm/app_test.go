@@ -10,7 +10,10 @@ import (
 	"github.com/pgretry/pgretry/compat/script"
 )
 
-func TestMain(m *testing.M) { os.Exit(script.Main(m)) }
+// The cache of prepared statements of a gorm.DB outlives it.
+func TestMain(m *testing.M) {
+	os.Exit(script.Main(m, "gorm.io/gorm/internal/lru.NewLRU[...].func1"))
+}
 
 func TestGorm(t *testing.T) { script.Test(t, Open) }
 

@@ -27,6 +27,9 @@ func Open(_ context.Context, driverName, dsn string) (script.App, error) {
 	return &App{app}, err
 }
 
+// MigratesInSession says that golang-migrate holds an advisory lock of the session.
+func (a *App) MigratesInSession() {}
+
 // Migrate goes up, then down, and up again, on one connection, as golang-migrate does: it
 // locks it by an advisory lock, sends each file as one text, and keeps its version in a
 // transaction.

@@ -39,10 +39,14 @@ func (a *App) DB() *sql.DB { return a.db }
 // Close closes the database.
 func (a *App) Close() error { return a.db.Close() }
 
-// Migrate makes the tables by one text of several statements.
+// Migrate makes the tables one by one.
 func (a *App) Migrate(ctx context.Context) error {
-	_, err := a.db.ExecContext(ctx, script.Tables)
-	return err
+	for _, table := range script.Tables {
+		if _, err := a.db.ExecContext(ctx, table); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Transact is what everybody writes for database/sql.

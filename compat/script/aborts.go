@@ -2,65 +2,68 @@ package script
 
 import (
 	"database/sql"
-	"database/sql/driver"
 	"fmt"
-	"sync/atomic"
+	"time"
 
 	"github.com/lib/pq"
 
 	"github.com/pgretry/pgretry"
-	"github.com/pgretry/pgretry/internal/abort"
+	"github.com/pgretry/pgretry/pgretrytest"
 )
 
+// probabilities are those with which each attempt of a transaction is aborted, at a point
+// that is picked evenly, COMMIT among them.
 var probabilities = []float64{0.2, 0.5}
 
-// tmp
-type abortDriver struct {
-	p    float64
-	last atomic.Pointer[abort.Connector]
-}
+// aborting are the drivers below, by the name under which database/sql knows them or
+// pgretry around them.
+var aborting = make(map[string]*pgretrytest.Driver)
 
-func (d *abortDriver) Open(string) (driver.Conn, error) { panic("no") }
-func (d *abortDriver) OpenConnector(dsn string) (driver.Connector, error) {
-	inner, err := pq.NewConnector(dsn)
-	if err != nil {
-		return nil, err
-	}
-	c, err := abort.NewConnector(inner, abort.WithProbability(d.p/8))
-	d.last.Store(c)
-	return c, err
-}
-
-var drivers = map[string]*abortDriver{}
-
-func abortingName(base string, p float64) string { return fmt.Sprintf("%s-aborting-%v", base, p) }
-
+// The names begin with postgres because some libraries tell the dialect by that.
 func init() {
 	for _, p := range probabilities {
-		ours, theirs := &abortDriver{p: p}, &abortDriver{p: p}
-		drivers[abortingName("postgres-retry", p)] = ours
-		sql.Register(abortingName("postgres-retry", p), pgretry.WrapDriver(ours))
-		drivers[abortingName("postgres", p)] = theirs
-		sql.Register(abortingName("postgres", p), theirs)
+		for _, outside := range []float64{0, p} {
+			inner := pgretrytest.WrapDriver(&pq.Driver{}, pgretrytest.WithProbability(p), pgretrytest.WithLoneProbability(outside))
+			name := abortingName("postgres", p, outside > 0)
+			aborting[name] = inner
+			sql.Register(name, inner)
+
+			inner = pgretrytest.WrapDriver(&pq.Driver{}, pgretrytest.WithProbability(p), pgretrytest.WithLoneProbability(outside))
+			name = abortingName(pgretry.DriverName, p, outside > 0)
+			aborting[name] = inner
+			// Nobody has every second attempt aborted: ten attempts would not do.
+			sql.Register(name, pgretry.WrapDriver(inner, pgretry.WithPolicy(pgretry.Policy{
+				MaxAttempts: 1000, BaseDelay: time.Microsecond, MaxDelay: time.Microsecond,
+			})))
+		}
 	}
 }
 
-type aborts struct {
-	c    *abort.Connector
-	lone bool
-}
-
-func newAborts(base string, p float64) *aborts {
-	return &aborts{c: drivers[abortingName(base, p)].last.Load()}
-}
-
-func (a *aborts) unprovable() int64 {
-	if a == nil {
-		return 0
+// abortingName is the name of a driver whose transactions are aborted, and statements
+// outside transactions as well if outside is set.
+func abortingName(base string, p float64, outside bool) string {
+	name := fmt.Sprintf("%s-aborting-%v", base, p)
+	if outside {
+		name += "-outside"
 	}
-	i := a.c.Injected()
-	return i[abort.Commit] + i[abort.Next] + i[abort.Close]
+	return name
 }
-func (a *aborts) total() int64    { return a.c.Injected().Total() }
-func (a *aborts) pause(on bool)   { a.c.Inject(!on) }
-func (a *aborts) outside(on bool) {}
+
+// aborted returns what was aborted under a name so far: nothing, if nothing ever is.
+func aborted(name string) pgretrytest.Counts {
+	if inner, ok := aborting[name]; ok {
+		return inner.Counts()
+	}
+	return pgretrytest.Counts{}
+}
+
+// quietly does something that nothing disturbs.
+func (r *run) quietly(do func() error) error {
+	for _, name := range []string{r.driverName, r.outsideName} {
+		if inner, ok := aborting[name]; ok {
+			inner.Pause()
+			defer inner.Resume()
+		}
+	}
+	return do()
+}

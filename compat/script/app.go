@@ -126,20 +126,19 @@ type Sample struct {
 	Note   *string
 }
 
-// Tables makes the application's tables, for libraries that have no migrations. Those
-// that have make the same ones, but for details that no test looks at.
-const Tables = `
-CREATE TABLE IF NOT EXISTS account (id bigint PRIMARY KEY, balance bigint NOT NULL);
-CREATE TABLE IF NOT EXISTS customer (id bigserial PRIMARY KEY, name text NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS purchase (id bigserial PRIMARY KEY,
-	customer_id bigint NOT NULL REFERENCES customer (id), item text NOT NULL);
-CREATE TABLE IF NOT EXISTS stock (sku text PRIMARY KEY, quantity bigint NOT NULL);
-` + SampleTable
+// Tables make the application's tables, for libraries that have no migrations. Those that
+// have make the same ones, but for details that no test looks at.
+var Tables = []string{
+	`CREATE TABLE IF NOT EXISTS account (id bigint PRIMARY KEY, balance bigint NOT NULL)`,
+	`CREATE TABLE IF NOT EXISTS customer (id bigserial PRIMARY KEY, name text NOT NULL UNIQUE)`,
+	`CREATE TABLE IF NOT EXISTS purchase (id bigserial PRIMARY KEY,
+		customer_id bigint NOT NULL REFERENCES customer (id), item text NOT NULL)`,
+	`CREATE TABLE IF NOT EXISTS stock (sku text PRIMARY KEY, quantity bigint NOT NULL)`,
+	SampleTable,
+}
 
 // SampleTable makes the one table that few libraries' migrations can make.
-const SampleTable = `
-CREATE TABLE IF NOT EXISTS sample (id bigint PRIMARY KEY, small smallint NOT NULL,
+const SampleTable = `CREATE TABLE IF NOT EXISTS sample (id bigint PRIMARY KEY, small smallint NOT NULL,
 	float double precision NOT NULL, amount numeric(12, 4) NOT NULL, flag boolean NOT NULL,
 	label text NOT NULL, raw bytea NOT NULL, at timestamptz NOT NULL, doc jsonb NOT NULL,
-	tags text[] NOT NULL, note text);
-`
+	tags text[] NOT NULL, note text)`

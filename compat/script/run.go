@@ -14,23 +14,34 @@ import (
 // run is one run of the script.
 type run struct {
 	*testing.T
-	app App
-	dsn string // of the server itself, for the rival and for a last look
+	open       Open
+	driverName string
+	// outsideName is the driver for migrations and for what is done outside transactions.
+	outsideName string
+	dsn         string
+	app         App
 
 	closures bool   // each transaction is the closure of a pgretry.Retry
 	strict   bool   // the application does nothing again by itself
 	rival    *rival // nil where there is none
-	aborts   *aborts
 
 	saw []string
 }
+
+// migratesInSession is an application whose migrations hold something in the session, an
+// advisory lock for instance: their statements outside transactions are not to be repeated.
+type migratesInSession interface{ MigratesInSession() }
 
 // play runs the script and returns what the application saw and what is in the database
 // at last. The first transaction or statement that fails against the script ends it.
 func (r *run) play() (saw []string, err error) {
 	ctx := r.Context()
+	migrating := r.app
+	if _, ok := r.app.(migratesInSession); !ok {
+		migrating = r.start(r.outsideName)
+	}
 	for range 2 { // the second time the tables are there
-		if err := r.app.Migrate(ctx); err != nil {
+		if err := migrating.Migrate(ctx); err != nil {
 			return nil, fmt.Errorf("migrate: %w", err)
 		}
 	}
@@ -45,23 +56,16 @@ func (r *run) play() (saw []string, err error) {
 			return r.saw, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	r.note("outside transactions", nil)
-	if r.aborts != nil {
-		r.aborts.outside(true)
-		defer r.aborts.outside(false)
-	}
-	seen, err := lone(ctx, r.app.Lone())
+	seen, err := lone(ctx, r.start(r.outsideName).Lone())
 	if err != nil {
 		return r.saw, fmt.Errorf("outside transactions: %w", err)
 	}
-	r.note("", seen)
+	r.note("outside transactions", seen)
 	return r.saw, nil
 }
 
 func (r *run) note(title string, seen []string) {
-	if title != "" {
-		r.saw = append(r.saw, title)
-	}
+	r.saw = append(r.saw, title)
 	for _, s := range seen {
 		r.saw = append(r.saw, "  "+s)
 	}
@@ -72,15 +76,17 @@ func (r *run) note(title string, seen []string) {
 // that it has to set savepoints; and where what showed the id was aborted itself, or COMMIT.
 func (r *run) step(s step) error {
 	for try := 1; ; try++ {
-		before := r.aborts.unprovable()
+		before := aborted(r.driverName)
 		seen, err := r.attempt(s)
+		after := aborted(r.driverName)
+		hopeless := after.Commits > before.Commits || after.Rows > before.Rows
 		switch {
 		case s.want == nil && err == nil, s.want != nil && err != nil && s.want(r.app, err):
 			r.note(s.name, seen)
 			return nil
 		case err == nil:
 			return errors.New("no error")
-		case s.generates && !r.closures && !r.strict && isConflict(err) && (try == 1 || r.aborts.unprovable() > before):
+		case s.generates && !r.closures && !r.strict && isConflict(err) && (try == 1 || hopeless):
 			r.Logf("%s: again, an id had been shown: %v", s.name, err)
 		default:
 			return err
@@ -98,9 +104,7 @@ func (r *run) attempt(s step) (seen []string, err error) {
 	transact := func(ctx context.Context) error {
 		return r.app.Transact(ctx, func(ctx context.Context, tx Tx) error {
 			runs++
-			s := s
-			scene := &scene{cancel: cancel}
-			scene.first = func(ctx context.Context, tx Tx) error { return tx.Pay(ctx, 1, -1) }
+			scene := &scene{cancel: cancel, first: func(ctx context.Context, tx Tx) error { return tx.Pay(ctx, 1, -1) }}
 			scene.second = func(ctx context.Context, tx Tx) error {
 				if err := r.rival.wants(ctx); err != nil {
 					return err
@@ -117,25 +121,21 @@ func (r *run) attempt(s step) (seen []string, err error) {
 	} else {
 		err = transact(ctx)
 	}
-	if runs > 1 && !r.closures {
+	if runs != 1 && !r.closures {
 		err = errors.Join(err, fmt.Errorf("the work ran %d times", runs))
 	}
 	return seen, errors.Join(err, r.rival.end())
 }
 
-// quietly does something that nothing disturbs.
-func (r *run) quietly(do func() error) error {
-	if r.aborts != nil {
-		r.aborts.pause(true)
-		defer r.aborts.pause(false)
-	}
-	return do()
-}
-
-// isConflict says whether an error is one that the server aborts a transaction with.
+// isConflict says whether an error is one with which the server aborts a transaction. Some
+// libraries keep no more of it than its text.
 func isConflict(err error) bool {
-	return strings.Contains(err.Error(), "40001") || strings.Contains(err.Error(), "40P01") ||
-		sqlState(err) == "40001" || sqlState(err) == "40P01"
+	switch sqlState(err) {
+	case "40001", "40P01":
+		return true
+	}
+	return strings.Contains(err.Error(), "(40001)") || strings.Contains(err.Error(), "(40P01)") ||
+		strings.Contains(err.Error(), "SQLSTATE 40001") || strings.Contains(err.Error(), "SQLSTATE 40P01")
 }
 
 // state is what is in the database, but for ids, which depend on what was aborted.
@@ -147,20 +147,28 @@ func state(ctx context.Context, db *sql.DB) (lines []string, err error) {
 		`SELECT concat_ws(' ', 'stock', sku, quantity) FROM stock ORDER BY sku COLLATE "C"`,
 		`SELECT to_jsonb(sample)::text FROM sample ORDER BY id`,
 	} {
-		rows, err := db.QueryContext(ctx, query)
+		found, err := read(ctx, db, query)
 		if err != nil {
 			return nil, err
 		}
-		for rows.Next() {
-			var line string
-			if err := rows.Scan(&line); err != nil {
-				return nil, errors.Join(err, rows.Close())
-			}
-			lines = append(lines, line)
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-			return nil, err
-		}
+		lines = append(lines, found...)
 	}
 	return lines, nil
+}
+
+// read returns the only column of a query.
+func read(ctx context.Context, db *sql.DB, query string) (lines []string, err error) {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var line string
+		if err := rows.Scan(&line); err != nil {
+			return nil, err
+		}
+		lines = append(lines, line)
+	}
+	return lines, rows.Err()
 }

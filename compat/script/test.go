@@ -1,7 +1,6 @@
 package script
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -19,11 +18,16 @@ import (
 )
 
 // Main runs the tests of a library's package with a server for them, on which deadlocks
-// are found after 10 ms.
-func Main(m *testing.M) int {
+// are found after 10 ms. No goroutine may be left at last, but for those that the library
+// itself leaves, which the functions tell.
+func Main(m *testing.M, leaves ...string) int {
 	code := pgtest.Main(m, pgserver.WithSettings(map[string]string{"deadlock_timeout": "10ms"}))
 	if code == 0 {
-		if err := goleak.Find(); err != nil {
+		var known []goleak.Option
+		for _, function := range leaves {
+			known = append(known, goleak.IgnoreAnyFunction(function))
+		}
+		if err := goleak.Find(known...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
@@ -36,11 +40,8 @@ func Main(m *testing.M) int {
 // nothing but the driver's name changed and then as closures; and in the same disturbances
 // over lib/pq alone, where it has to fail.
 func Test(t *testing.T, open Open) {
-	want := reference(t, open)
-	t.Run("undisturbed", func(t *testing.T) {
-		r := start(t, open, pgretry.DriverName, pgtest.DSN(t))
-		want.compare(t, r)
-	})
+	want := newRun(t, open, "postgres").result()
+	t.Run("undisturbed", func(t *testing.T) { newRun(t, open, pgretry.DriverName).compare(want) })
 	for _, closures := range []bool{false, true} {
 		how := "by the driver's name alone"
 		if closures {
@@ -49,19 +50,20 @@ func Test(t *testing.T, open Open) {
 		t.Run(how, func(t *testing.T) {
 			for _, p := range probabilities {
 				t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) {
-					r := start(t, open, abortingName("postgres-retry", p), pgtest.DSN(t))
-					r.closures, r.aborts = closures, newAborts("postgres-retry", p)
-					want.compare(t, r)
-					if r.aborts.total() == 0 {
-						t.Error("nothing was aborted")
+					before := aborted(abortingName(pgretry.DriverName, p, false))
+					r := newAbortingRun(t, open, pgretry.DriverName, p)
+					r.closures = closures
+					r.compare(want)
+					if aborted(r.driverName) == before {
+						t.Error("no transaction was aborted")
 					}
 				})
 			}
 			t.Run("in deadlocks", func(t *testing.T) {
-				r := start(t, open, pgretry.DriverName, pgtest.DSN(t))
+				r := newRun(t, open, pgretry.DriverName)
 				r.closures = closures
 				r.meetRival()
-				want.compare(t, r)
+				r.compare(want)
 				stats, err := pgretry.StatsOf(r.app.DB())
 				if met := stats.RetriesBySQLState["40P01"] + stats.HiddenBySQLState["40P01"]; err != nil || met < int64(len(steps)) {
 					t.Errorf("%d deadlocks in %d transactions, %v", met, len(steps), err)
@@ -71,33 +73,45 @@ func Test(t *testing.T, open Open) {
 	}
 	t.Run("with lib/pq in our place", func(t *testing.T) {
 		for _, p := range probabilities {
-			t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) {
-				r := start(t, open, abortingName("postgres", p), pgtest.DSN(t))
-				r.aborts = newAborts("postgres", p)
-				r.wantConflict()
-			})
+			t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) { newAbortingRun(t, open, "postgres", p).wantConflict() })
 		}
 		t.Run("in deadlocks", func(t *testing.T) {
-			r := start(t, open, "postgres", pgtest.DSN(t))
+			r := newRun(t, open, "postgres")
 			r.meetRival()
 			r.wantConflict()
 		})
 	})
 }
 
-// start opens the application under a driver's name.
-func start(t *testing.T, open Open, driverName, dsn string) *run {
+// newRun opens the application under a driver's name.
+func newRun(t *testing.T, open Open, driverName string) *run {
 	t.Helper()
-	app, err := open(t.Context(), driverName, dsn)
+	r := &run{T: t, open: open, driverName: driverName, outsideName: driverName, dsn: pgtest.DSN(t)}
+	r.app = r.start(driverName)
+	return r
+}
+
+// newAbortingRun opens it over a driver that aborts, alone or below pgretry.
+func newAbortingRun(t *testing.T, open Open, base string, p float64) *run {
+	t.Helper()
+	r := newRun(t, open, abortingName(base, p, false))
+	r.outsideName = abortingName(base, p, true)
+	return r
+}
+
+// start opens the application, until the test ends.
+func (r *run) start(driverName string) App {
+	r.Helper()
+	app, err := r.open(r.Context(), driverName, r.dsn)
 	if err != nil {
-		t.Fatal(err)
+		r.Fatal(err)
 	}
-	t.Cleanup(func() {
+	r.Cleanup(func() {
 		if err := app.Close(); err != nil {
-			t.Error(err)
+			r.Error(err)
 		}
 	})
-	return &run{T: t, app: app, dsn: dsn}
+	return app
 }
 
 func (r *run) meetRival() {
@@ -126,12 +140,6 @@ func (r *run) wantConflict() {
 // result is what a run was like.
 type result struct{ saw, left []string }
 
-func reference(t *testing.T, open Open) result {
-	t.Helper()
-	r := start(t, open, "postgres", pgtest.DSN(t))
-	return r.result()
-}
-
 func (r *run) result() (result result) {
 	r.Helper()
 	var err error
@@ -139,7 +147,7 @@ func (r *run) result() (result result) {
 		r.Fatalf("%v%s\nafter\n%s", err, hint(err), strings.Join(result.saw, "\n"))
 	}
 	if err := r.quietly(func() error {
-		result.left, err = state(context.WithoutCancel(r.Context()), r.app.DB())
+		result.left, err = state(r.Context(), r.app.DB())
 		return err
 	}); err != nil {
 		r.Fatal(err)
@@ -148,31 +156,24 @@ func (r *run) result() (result result) {
 }
 
 // compare runs the script and wants the same to come out.
-func (want result) compare(t *testing.T, r *run) {
-	t.Helper()
+func (r *run) compare(want result) {
+	r.Helper()
 	got := r.result()
-	differ(t, "the application saw", got.saw, want.saw)
-	differ(t, "the database holds", got.left, want.left)
+	r.differ("the application saw", got.saw, want.saw)
+	r.differ("the database holds", got.left, want.left)
 }
 
-func differ(t *testing.T, what string, got, want []string) {
-	t.Helper()
+func (r *run) differ(what string, got, want []string) {
+	r.Helper()
 	if slices.Equal(got, want) {
 		return
 	}
-	for i := range max(len(got), len(want)) {
-		var g, w string
-		if i < len(got) {
-			g = got[i]
-		}
-		if i < len(want) {
-			w = want[i]
-		}
-		if g != w {
-			t.Errorf("%s, in line %d:\n%s\nwant\n%s", what, i+1, g, w)
-			return
-		}
+	got, want = append(got, "nothing more"), append(want, "nothing more")
+	i := 0
+	for got[i] == want[i] {
+		i++
 	}
+	r.Errorf("%s, in line %d:\n%s\nwant\n%s", what, i+1, got[i], want[i])
 }
 
 // hint is why the driver could not hide a conflict.

@@ -33,8 +33,12 @@ func (a *App) Close() error { return a.db.Close() }
 
 // Migrate executes the schema, as sqlx has no migrations.
 func (a *App) Migrate(ctx context.Context) error {
-	_, err := a.db.ExecContext(ctx, script.Tables)
-	return err
+	for _, table := range script.Tables {
+		if _, err := a.db.ExecContext(ctx, table); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Transact is by hand.
