@@ -303,10 +303,10 @@ func (s *tale) everything(query func(context.Context, string, ...any) (*sql.Rows
 // isTold checks what the application can know of the refusal.
 func (h *hazard) isTold(a *arena, met error, events []Event) {
 	a.Helper()
-	server, ok := met.(*pq.Error) //nolint:errorlint // many programs do it like that
+	server, ok := tested.said(met)
 	tells := h.reason.tells()
 	sentence := fmt.Sprintf("[%s]", h.reason)
-	if !ok || server.Code != "40001" || strings.Contains(server.Hint, sentence) != tells || tells && !strings.Contains(server.Hint, h.what) {
+	if !ok || server.code != "40001" || strings.Contains(server.hint, sentence) != tells || tells && !strings.Contains(server.hint, h.what) {
 		a.Errorf("the conflict comes as %#v", met)
 	}
 	stats := a.stats()
@@ -421,8 +421,8 @@ func TestATextThatCommitsBeforeItFailsIsNotExecutedAgain(t *testing.T) {
 // isRefused checks the error of a call that met a conflict which is not replayed.
 func isRefused(t *testing.T, err error, reason RefusalReason) {
 	t.Helper()
-	server, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that
-	if !ok || server.Code != "40001" || !strings.Contains(server.Hint, fmt.Sprintf("[%s]", reason)) {
+	server, ok := tested.said(err)
+	if !ok || server.code != "40001" || !strings.Contains(server.hint, fmt.Sprintf("[%s]", reason)) {
 		t.Errorf("the error is %#v, want one that says %s", err, reason)
 	}
 }
@@ -609,7 +609,7 @@ func TestStatementsOutsideTransactionsWithHazardsAreNotExecutedAgain(t *testing.
 				if len(events) != 1 || events[0].Decision != DecisionRefused || events[0].Kind != KindStatement || events[0].Reason != c.reason {
 					t.Errorf("the events are %+v", events)
 				}
-			} else if server, ok := err.(*pq.Error); !ok || server.Code != "40001" || server.Hint != "" || len(events) != 0 { //nolint:errorlint // many programs do it like that
+			} else if server, ok := tested.said(err); !ok || server.code != "40001" || server.hint != "" || len(events) != 0 {
 				t.Errorf("the error is %#v, the events are %+v", err, events)
 			}
 			if s := a.stats(); (s.Refusals[c.reason] == 1) != c.reason.tells() || s.PlainConflicts != 1 || s.Replays != 0 || s.Hidden != 0 {

@@ -272,7 +272,7 @@ func TestConnectingToAListenerThatSaysNothingEndsWithTheContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	db, err := Open("postgres://u@" + listener.Addr().String() + "/d?sslmode=disable")
+	db, err := tested.open("postgres://u@" + listener.Addr().String() + "/d?sslmode=disable")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -588,7 +588,7 @@ func lonely(t *testing.T) (dsn string) {
 			t.Error(err)
 		}
 	})
-	admin, err := sql.Open("postgres", server.DSN())
+	admin, err := tested.plainly(server.DSN())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -613,7 +613,7 @@ func lonely(t *testing.T) (dsn string) {
 // commitsWait commits once, and ends the wait for the standby if there is one.
 func commitsWait(t *testing.T, dsn string, admin *sql.DB) (waits bool) {
 	t.Helper()
-	db, err := sql.Open("postgres", dsn)
+	db, err := tested.plainly(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ func enterRelayedOn(t *testing.T, dsn string, options []Option, statements ...st
 	if err := r.db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if r.db, err = Open(ours, options...); err != nil {
+	if r.db, err = tested.open(ours, options...); err != nil {
 		t.Fatal(err)
 	}
 	return r
@@ -244,7 +244,7 @@ func TestConnectionsThatDieInThePoolAreReplacedBeforeAWrite(t *testing.T) {
 	server := pgtest.Server(t)
 	t.Run("TCP", func(t *testing.T) {
 		a := enter(t, nil, bank)
-		db, err := Open(a.dsn + "&application_name=idle_tcp")
+		db, err := tested.open(a.dsn + "&application_name=idle_tcp")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -254,7 +254,7 @@ func TestConnectionsThatDieInThePoolAreReplacedBeforeAWrite(t *testing.T) {
 	t.Run("socket", func(t *testing.T) {
 		a := enter(t, nil, bank)
 		schema := a.read(`SELECT current_schema()`)
-		db, err := Open(server.SocketDSN() + " application_name=idle_socket search_path=" + schema)
+		db, err := tested.open(server.SocketDSN() + " application_name=idle_socket search_path=" + schema)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -263,7 +263,7 @@ func TestConnectionsThatDieInThePoolAreReplacedBeforeAWrite(t *testing.T) {
 	})
 	t.Run("with telemetry", func(t *testing.T) {
 		a := enter(t, nil, bank)
-		db, err := Open(a.dsn+"&application_name=idle_otelsql", newObservatory(t).options()...)
+		db, err := tested.open(a.dsn+"&application_name=idle_otelsql", newObservatory(t).options()...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -321,7 +321,7 @@ func encrypts(t *testing.T, server *pgserver.Server) {
 			t.Fatal(err)
 		}
 	}
-	db, err := sql.Open("postgres", server.DSN())
+	db, err := tested.plainly(server.DSN())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestConnectionsThatDieInThePoolAreReplacedUnderTLSToo(t *testing.T) {
 	server := ownServer(t)
 	encrypts(t, server)
 	a := enterOn(t, server.DSN(), nil, bank)
-	db, err := Open(strings.Replace(a.dsn, "sslmode=disable", "sslmode=require", 1) + "&application_name=idle_tls")
+	db, err := tested.open(strings.Replace(a.dsn, "sslmode=disable", "sslmode=require", 1) + "&application_name=idle_tls")
 	if err != nil {
 		t.Fatal(err)
 	}
