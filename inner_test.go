@@ -20,6 +20,12 @@ type innerDriver struct {
 	// connector returns its own connector.
 	connector func(dsn string) (driver.Connector, error)
 
+	// severalTexts is what a DSN adds for queries of several statements.
+	severalTexts string
+
+	// failedCommit is what COMMIT of a transaction gives that has failed.
+	failedCommit error
+
 	// said returns what the server said, if err is the driver's own error of that and
 	// wraps or hides nothing: many programs look at errors with a type assertion.
 	said func(err error) (serverError, bool)
@@ -28,11 +34,12 @@ type innerDriver struct {
 // tested is the driver that the tests run over. A file that is laid over this package
 // (go test -overlay) puts pgx's in its place.
 var tested = innerDriver{
-	name:       "lib/pq",
-	plain:      "postgres",
-	registered: DriverName,
-	open:       Open,
-	connector:  func(dsn string) (driver.Connector, error) { return pq.NewConnector(dsn) },
+	name:         "lib/pq",
+	plain:        "postgres",
+	registered:   DriverName,
+	open:         Open,
+	connector:    func(dsn string) (driver.Connector, error) { return pq.NewConnector(dsn) },
+	failedCommit: pq.ErrInFailedTransaction,
 	said: func(err error) (serverError, bool) {
 		server, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that
 		if !ok {

@@ -67,16 +67,30 @@ func enterRelayedOn(t *testing.T, dsn string, options []Option, statements ...st
 	return r
 }
 
+// asks says whether a message has a text with this in it. pgx writes its own in small
+// letters.
+func asks(m faultproxy.Message, text string) bool {
+	return strings.Contains(strings.ToUpper(m.SQL()), strings.ToUpper(text))
+}
+
+// commits says whether a message is a COMMIT of the inner driver's.
+func commits(m faultproxy.Message) bool { return strings.EqualFold(m.SQL(), "COMMIT") }
+
 // breaks does something to the first message of that type, sent after a text with this
 // in it; 'Q' and 'P' messages have the text themselves. 'S' is the Sync behind an Execute,
-// at which the server commits.
+// at which the server commits, and so is 'Q' where the driver prepares that text.
 func (r *relayed) breaks(text string, kind byte, action faultproxy.Action) (struck *atomic.Bool) {
 	struck = new(atomic.Bool)
 	var armed atomic.Int64 // the connection on which the text was seen
-	var executes atomic.Bool
+	var executes, prepares atomic.Bool
 	r.proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
-		if strings.Contains(m.SQL(), text) {
+		if asks(m, text) {
 			armed.Store(int64(m.Conn))
+			prepares.Store(m.Type == 'P')
+		}
+		kind := kind
+		if kind == 'Q' && prepares.Load() {
+			kind = 'S'
 		}
 		if armed.Load() == int64(m.Conn) && m.Type == 'E' && m.Direction == faultproxy.ToServer {
 			executes.Store(true)

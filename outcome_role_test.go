@@ -67,7 +67,7 @@ func TestTheFateOfACommitIsToldToOrdinaryRoles(t *testing.T) {
 		var armed atomic.Bool
 		armed.Store(true)
 		proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
-			if m.SQL() == "COMMIT" && armed.CompareAndSwap(true, false) {
+			if commits(m) && armed.CompareAndSwap(true, false) {
 				return cut
 			}
 			return faultproxy.Action{}

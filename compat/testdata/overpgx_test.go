@@ -24,7 +24,9 @@ func init() {
 			}
 			return sql.OpenDB(connector), nil
 		},
-		connector: pgxDriver{}.OpenConnector,
+		connector:    pgxDriver{}.OpenConnector,
+		severalTexts: "&default_query_exec_mode=simple_protocol",
+		failedCommit: pgx.ErrTxCommitRollback,
 		said: func(err error) (serverError, bool) {
 			server, ok := err.(*pgconn.PgError) //nolint:errorlint // many programs do it like that
 			if !ok {
