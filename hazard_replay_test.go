@@ -484,7 +484,10 @@ func TestAFailedCommitIsNotReplayedWhereThereAreForeignTables(t *testing.T) {
 		before, inside string
 		replayed       bool
 	}{
-		"there are none":                 {inside: `SET LOCAL work_mem = '1MB'`, replayed: true},
+		"there are none": {inside: `SET LOCAL work_mem = '1MB'`, replayed: true},
+		"the transaction made a foreign key": {inside: `CREATE TABLE child (id int, FOREIGN  KEY (id) REFERENCES parent);
+			ALTER TABLE child ADD CONSTRAINT other foreign key (id) REFERENCES parent`, replayed: true},
+		"it made a key and a table":      {inside: `CREATE TABLE child (id int, FOREIGN KEY (id) REFERENCES parent); ` + foreign},
 		"there is one":                   {before: foreign, inside: `SET LOCAL work_mem = '1MB'`},
 		"the transaction made it":        {inside: foreign},
 		"the second statement of a text": {inside: `SET LOCAL work_mem = '1MB'; ` + foreign},
@@ -492,6 +495,7 @@ func TestAFailedCommitIsNotReplayedWhereThereAreForeignTables(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := enter(t, nil, traces, `CREATE SEQUENCE tries`, lateConflict,
+				`CREATE TABLE parent (id int PRIMARY KEY)`,
 				`CREATE FOREIGN DATA WRAPPER nobody; CREATE SERVER nowhere FOREIGN DATA WRAPPER nobody`)
 			t.Cleanup(func() { a.set(`DROP FOREIGN DATA WRAPPER nobody CASCADE`) })
 			if c.before != "" {
