@@ -10,10 +10,10 @@ const (
 	ownNever
 
 	ownInsert       // INSERT
-	ownInsertTarget // INTO: VALUES is awaited
+	ownInsertTarget // INTO: VALUES or SELECT is awaited
 	ownUpdate       // UPDATE
 	ownDelete       // DELETE
-	ownBody         // what follows in one of these; nothing more is needed
+	ownBody         // what follows in one of these; nothing more is needed, and FROM is no good
 
 	ownSelect       // SELECT: FROM is awaited
 	ownFrom         // FROM: perhaps ONLY
@@ -82,7 +82,7 @@ func (a *analysis) nextOwn(t token, id wordID) ownState {
 		return when(id == wordInto, ownInsertTarget)
 	case ownInsertTarget:
 		switch {
-		case id == wordValues && outermost:
+		case (id == wordValues || id == wordSelect) && outermost:
 			return ownBody
 		case id == wordSelect, id == wordFrom, id == wordValues:
 			return ownNever

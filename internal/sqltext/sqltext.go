@@ -114,9 +114,10 @@ type Info struct {
 
 	// OwnRows is set if the text is exactly one statement and the rows it
 	// returns or counts are of the transaction's own making or locked by it, so
-	// that what it shows stays true for as long as it is not undone: INSERT …
-	// VALUES that skips no row, UPDATE and DELETE without any other relation,
-	// SELECT of one relation FOR [NO KEY] UPDATE or FOR SHARE. It calls only
+	// that what it shows stays true for as long as it is not undone: INSERT of
+	// VALUES or of a SELECT without FROM, such as one of unnest, that skips no row
+	// for a conflict, UPDATE and DELETE without any other relation, SELECT of one
+	// relation FOR [NO KEY] UPDATE or FOR SHARE. It calls only
 	// harmless functions that do not look at the catalog, nextval, currval and
 	// lastval, and casts to built-in types only. It says nothing about rows
 	// that were not found: they can appear. The package comment says what the
