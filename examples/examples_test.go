@@ -34,6 +34,7 @@ var want = map[string]func(t *testing.T, out string){
 		}
 	},
 	"gorm": matches(`^committed\ncommitted\nthe balance is 100\ndeadlocks nobody saw: [12], replays: [1-9]\d*\n$`),
+	"ent":  matches(`^committed\ncommitted\nthe balances are \[100 100\]\ndeadlocks nobody saw: [12], replays: [1-9]\d*\n$`),
 	"bun":  matches(`^committed\ncommitted\nthe balances are 100 and 100\ndeadlocks nobody saw: [12], replays: [1-9]\d*\n$`),
 	"sqlx": showsTheSecondWhatTheFirstLeft,
 	"sqlc": showsTheSecondWhatTheFirstLeft,

@@ -43,6 +43,9 @@ func TestTheREADMETellsHowToPasteAProgram(t *testing.T) {
 			t.Errorf("it has no line %q", line)
 		}
 	}
+	if name := modFile(t, "ent").Module.Path; !strings.Contains(readme(t), "called `"+name+"`") {
+		t.Errorf("it does not say that ent's module is called %s", name)
+	}
 }
 
 func readme(t *testing.T) string {
