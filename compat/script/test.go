@@ -45,7 +45,9 @@ func Test(t *testing.T, open Open) {
 }
 
 func test(t *testing.T, open Open, inner inner) {
-	want := newRun(t, open, inner.alone).result()
+	reference := newRun(t, open, inner.alone)
+	want := reference.result()
+	reference.wantKnown(want)
 	t.Run("undisturbed", func(t *testing.T) { newRun(t, open, inner.wrapped).compare(want) })
 	for _, closures := range []bool{false, true} {
 		how := "by the driver's name alone"
