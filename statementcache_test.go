@@ -116,7 +116,9 @@ func showError(err error) string {
 	}
 	reported, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that
 	if !ok {
-		return fmt.Sprintf("%T %[1]v", err)
+		server, _ := tested.said(err)
+		server.routine = ""
+		return fmt.Sprintf("%T %[1]v %+v", err, server)
 	}
 	e := *reported
 	e.File, e.Line, e.Routine = "", "", ""
@@ -290,7 +292,7 @@ func TestStatementsOutsideTransactionsAreEnoughToBeKept(t *testing.T) {
 func TestTheStatementCacheIsSwitchedOff(t *testing.T) {
 	with := func(parameters string) func(*testing.T) *sql.DB {
 		return func(t *testing.T) *sql.DB {
-			db, err := Open(withParameters(t, pgtest.DSN(t), parameters))
+			db, err := tested.open(withParameters(t, pgtest.DSN(t), parameters))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -302,7 +304,7 @@ func TestTheStatementCacheIsSwitchedOff(t *testing.T) {
 		"with ModeOff":           with("pgretry_mode=off&pgretry_statement_cache=8"),
 		"with binary parameters": with("binary_parameters=yes&pgretry_statement_cache=8"),
 		"by an option": func(t *testing.T) *sql.DB {
-			db, err := Open(pgtest.DSN(t), WithStatementCache(0))
+			db, err := tested.open(pgtest.DSN(t), WithStatementCache(0))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -344,7 +346,7 @@ func withParameters(t *testing.T, dsn, parameters string) string {
 
 func TestTheDSNGivesTheSizeOfTheStatementCache(t *testing.T) {
 	dsn := pgtest.DSN(t)
-	db, err := Open(withParameters(t, dsn, "pgretry_statement_cache=2"))
+	db, err := tested.open(withParameters(t, dsn, "pgretry_statement_cache=2"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -359,12 +361,12 @@ func TestTheDSNGivesTheSizeOfTheStatementCache(t *testing.T) {
 	}
 	k.wantsKept(`SELECT 2, $1::int`, `SELECT 3, $1::int`)
 	for _, wrong := range []string{"-1", "many", "", "1.5", "99999999999"} {
-		if db, err := Open(withParameters(t, dsn, "pgretry_statement_cache="+wrong)); err == nil {
+		if db, err := tested.open(withParameters(t, dsn, "pgretry_statement_cache="+wrong)); err == nil {
 			t.Errorf("%q is a size", wrong)
 			_ = db.Close()
 		}
 	}
-	if _, err := Open(dsn, WithStatementCache(-1)); err == nil {
+	if _, err := tested.open(dsn, WithStatementCache(-1)); err == nil {
 		t.Error("-1 is a size")
 	}
 }
@@ -526,7 +528,7 @@ func TestAPlanCacheModeOfTheUsersStays(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := enter(t, nil, bank)
-			db, err := Open(withParameters(t, a.dsn, dsn))
+			db, err := tested.open(withParameters(t, a.dsn, dsn))
 			if err != nil {
 				t.Fatal(err)
 			}

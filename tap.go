@@ -212,6 +212,20 @@ func (t *tap) isReading() bool {
 	return false
 }
 
+// saidBusy says whether an error that stands for a lost connection is only what pgx says of
+// one on which rows are being read: the session is well, and nothing was sent.
+func (t *tap) saidBusy(err error) bool {
+	if !t.pgx || err != driver.ErrBadConn { //nolint:errorlint // pgx returns it bare
+		return false
+	}
+	conn := pgConn(t.Conn)
+	if !conn.IsValid() {
+		return false
+	}
+	closed := called(conn.MethodByName("IsClosed"))
+	return closed.IsValid() && closed.Kind() == reflect.Bool && !closed.Bool()
+}
+
 // pulse looks whether the server has hung up, or has something to say.
 func (t *tap) pulse() pulse {
 	switch {

@@ -149,6 +149,7 @@ const (
 	pulseQuiet                // as an idle connection should be
 	pulseWaiting              // the server has sent something
 	pulseDead                 // the server has hung up
+	pulseClosed               // we have
 )
 
 // wireDialer dials as lib/pq does by default, and leaves the socket with whoever has

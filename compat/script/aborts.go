@@ -2,9 +2,11 @@ package script
 
 import (
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 
 	"github.com/pgretry/pgretry"
@@ -15,26 +17,42 @@ import (
 // that is picked evenly, COMMIT among them.
 var probabilities = []float64{0.2, 0.5}
 
-// aborting are the drivers below, by the name under which database/sql knows them or
+// inner is a driver that is used alone and with pgretry around it.
+type inner struct {
+	driver.Driver
+	alone, wrapped string // names under which database/sql knows it
+}
+
+var (
+	libPQ = inner{&pq.Driver{}, "postgres", pgretry.DriverName}
+	pgx   = inner{stdlib.GetDefaultDriver(), "postgres-pgx", pgretry.DriverName + "-pgx"}
+)
+
+// aborting are the drivers that abort, by the name under which database/sql knows them or
 // pgretry around them.
 var aborting = make(map[string]*pgretrytest.Driver)
 
 // The names begin with postgres because some libraries tell the dialect by that.
 func init() {
-	for _, p := range probabilities {
-		for _, outside := range []float64{0, p} {
-			inner := pgretrytest.WrapDriver(&pq.Driver{}, pgretrytest.WithProbability(p), pgretrytest.WithLoneProbability(outside))
-			name := abortingName("postgres", p, outside > 0)
-			aborting[name] = inner
-			sql.Register(name, inner)
+	sql.Register(pgx.alone, pgx.Driver)
+	sql.Register(pgx.wrapped, pgretry.WrapDriver(pgx.Driver))
+	for _, inner := range []inner{libPQ, pgx} {
+		for _, p := range probabilities {
+			for _, outside := range []float64{0, p} {
+				options := []pgretrytest.Option{pgretrytest.WithProbability(p), pgretrytest.WithLoneProbability(outside)}
+				alone, below := pgretrytest.WrapDriver(inner.Driver, options...), pgretrytest.WrapDriver(inner.Driver, options...)
 
-			inner = pgretrytest.WrapDriver(&pq.Driver{}, pgretrytest.WithProbability(p), pgretrytest.WithLoneProbability(outside))
-			name = abortingName(pgretry.DriverName, p, outside > 0)
-			aborting[name] = inner
-			// Nobody has every second attempt aborted: ten attempts would not do.
-			sql.Register(name, pgretry.WrapDriver(inner, pgretry.WithPolicy(pgretry.Policy{
-				MaxAttempts: 1000, BaseDelay: time.Microsecond, MaxDelay: time.Microsecond,
-			})))
+				name := abortingName(inner.alone, p, outside > 0)
+				aborting[name] = alone
+				sql.Register(name, alone)
+
+				name = abortingName(inner.wrapped, p, outside > 0)
+				aborting[name] = below
+				// Nobody has every second attempt aborted: ten attempts would not do.
+				sql.Register(name, pgretry.WrapDriver(below, pgretry.WithPolicy(pgretry.Policy{
+					MaxAttempts: 1000, BaseDelay: time.Microsecond, MaxDelay: time.Microsecond,
+				})))
+			}
 		}
 	}
 }

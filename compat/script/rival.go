@@ -3,7 +3,7 @@ package script
 import (
 	"context"
 	"database/sql"
-	"fmt"
+	"errors"
 )
 
 // rival is a session that locks account 2 before a transaction of the application's
@@ -15,7 +15,7 @@ type rival struct {
 	conn *sql.Conn
 	pid  int
 
-	under chan error // the second lock, if it was asked for
+	asked chan error // for the second lock: how that ended
 }
 
 func newRival(ctx context.Context, dsn string) (*rival, error) {
@@ -56,16 +56,16 @@ func (r *rival) begin(ctx context.Context) error {
 // wants asks for the lock that the application has, and returns when it waits for it.
 // That happens once in a step: when it has it, the rival commits.
 func (r *rival) wants(ctx context.Context) error {
-	if r == nil || r.under != nil {
+	if r == nil || r.asked != nil {
 		return nil
 	}
-	r.under = make(chan error, 1)
+	r.asked = make(chan error, 1)
 	go func() {
 		_, err := r.conn.ExecContext(context.WithoutCancel(ctx), takes, 1)
 		if err == nil {
 			_, err = r.conn.ExecContext(context.WithoutCancel(ctx), `COMMIT`)
 		}
-		r.under <- err
+		r.asked <- err
 	}()
 	for waits := false; !waits; {
 		if err := r.db.QueryRowContext(ctx, `SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = $1`, r.pid).Scan(&waits); err != nil {
@@ -80,11 +80,11 @@ func (r *rival) end() error {
 	if r == nil {
 		return nil
 	}
-	if r.under == nil {
+	if r.asked == nil {
 		_, err := r.conn.ExecContext(context.Background(), `ROLLBACK`)
-		return fmt.Errorf("the rival was never met: %v", err)
+		return errors.Join(errors.New("the rival was never met"), err)
 	}
-	err := <-r.under
-	r.under = nil
+	err := <-r.asked
+	r.asked = nil
 	return err
 }

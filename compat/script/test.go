@@ -38,10 +38,15 @@ func Main(m *testing.M, leaves ...string) int {
 // Test runs the script with a library: over lib/pq undisturbed, which is what all other
 // runs are compared with; over pgretry undisturbed, with aborts, and in deadlocks, with
 // nothing but the driver's name changed and then as closures; and in the same disturbances
-// over lib/pq alone, where it has to fail.
+// over lib/pq alone, where it has to fail. Then all that with pgx in the place of lib/pq.
 func Test(t *testing.T, open Open) {
-	want := newRun(t, open, "postgres").result()
-	t.Run("undisturbed", func(t *testing.T) { newRun(t, open, pgretry.DriverName).compare(want) })
+	t.Run("lib/pq", func(t *testing.T) { test(t, open, libPQ) })
+	t.Run("pgx", func(t *testing.T) { test(t, open, pgx) })
+}
+
+func test(t *testing.T, open Open, inner inner) {
+	want := newRun(t, open, inner.alone).result()
+	t.Run("undisturbed", func(t *testing.T) { newRun(t, open, inner.wrapped).compare(want) })
 	for _, closures := range []bool{false, true} {
 		how := "by the driver's name alone"
 		if closures {
@@ -50,8 +55,8 @@ func Test(t *testing.T, open Open) {
 		t.Run(how, func(t *testing.T) {
 			for _, p := range probabilities {
 				t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) {
-					before := aborted(abortingName(pgretry.DriverName, p, false))
-					r := newAbortingRun(t, open, pgretry.DriverName, p)
+					before := aborted(abortingName(inner.wrapped, p, false))
+					r := newAbortingRun(t, open, inner.wrapped, p)
 					r.closures = closures
 					r.compare(want)
 					if aborted(r.driverName) == before {
@@ -60,7 +65,7 @@ func Test(t *testing.T, open Open) {
 				})
 			}
 			t.Run("in deadlocks", func(t *testing.T) {
-				r := newRun(t, open, pgretry.DriverName)
+				r := newRun(t, open, inner.wrapped)
 				r.closures = closures
 				r.meetRival()
 				r.compare(want)
@@ -71,12 +76,12 @@ func Test(t *testing.T, open Open) {
 			})
 		})
 	}
-	t.Run("with lib/pq in our place", func(t *testing.T) {
+	t.Run("without us", func(t *testing.T) {
 		for _, p := range probabilities {
-			t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) { newAbortingRun(t, open, "postgres", p).wantConflict() })
+			t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) { newAbortingRun(t, open, inner.alone, p).wantConflict() })
 		}
 		t.Run("in deadlocks", func(t *testing.T) {
-			r := newRun(t, open, "postgres")
+			r := newRun(t, open, inner.alone)
 			r.meetRival()
 			r.wantConflict()
 		})

@@ -90,26 +90,3 @@ func TestNewestInstalledVersionIsChosenUnlessPathHasOne(t *testing.T) {
 		t.Errorf("chose %s although PATH has another", got)
 	}
 }
-
-func TestProgramsAreFoundWhereLinksToTheServerLead(t *testing.T) {
-	root := must(filepath.EvalSymlinks(t.TempDir()))(t)
-	installed, links := filepath.Join(root, "installed"), filepath.Join(root, "links")
-	check(t, os.Mkdir(installed, 0o755))
-	check(t, os.Mkdir(links, 0o755))
-	for _, program := range []string{"initdb", "postgres", "pg_basebackup"} {
-		check(t, os.WriteFile(filepath.Join(installed, program), nil, 0o755))
-	}
-	for _, program := range []string{"initdb", "postgres"} {
-		check(t, os.Symlink(filepath.Join(installed, program), filepath.Join(links, program)))
-	}
-	c := &cluster{binDir: links}
-	if got := must(c.program("initdb"))(t); got != filepath.Join(links, "initdb") {
-		t.Errorf("initdb is %s", got)
-	}
-	if got := must(c.program("pg_basebackup"))(t); got != filepath.Join(installed, "pg_basebackup") {
-		t.Errorf("pg_basebackup is %s", got)
-	}
-	if got, err := c.program("pg_nothing"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("pg_nothing is %q, %v", got, err)
-	}
-}

@@ -169,12 +169,8 @@ func (c *cluster) initialize(ctx context.Context) error {
 
 // run runs one of PostgreSQL's programs to its end. If the context ends first, the program is killed.
 func (c *cluster) run(ctx context.Context, program string, args ...string) error {
-	path, err := c.program(program)
-	if err != nil {
-		return err
-	}
 	var output bytes.Buffer
-	cmd := exec.CommandContext(ctx, path, args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(c.binDir, program), args...)
 	c.prepare(cmd)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	// Killing initdb alone lets the server it runs see the end of its input and finish in good order. If that were
@@ -184,7 +180,7 @@ func (c *cluster) run(ctx context.Context, program string, args ...string) error
 		return fmt.Errorf("run %s%s: %w", program, c.account, err)
 	}
 	c.watch("KILL", cmd.Process.Pid)
-	err = cmd.Wait()
+	err := cmd.Wait()
 	c.unwatch()
 	if ctx.Err() != nil {
 		return fmt.Errorf("run %s: %w", program, ctx.Err())
@@ -193,25 +189,6 @@ func (c *cluster) run(ctx context.Context, program string, args ...string) error
 		return fmt.Errorf("run %s%s: %w, its output ends with:\n%s", program, c.account, err, lastLines(output.Bytes()))
 	}
 	return nil
-}
-
-// program returns the path of one of PostgreSQL's programs. A directory of PATH may hold links to some of them only:
-// the others are where the links lead.
-func (c *cluster) program(name string) (string, error) {
-	path := filepath.Join(c.binDir, name)
-	_, err := os.Stat(path)
-	if err == nil {
-		return path, nil
-	}
-	server, failure := filepath.EvalSymlinks(filepath.Join(c.binDir, "postgres"))
-	if failure != nil {
-		return "", fmt.Errorf("find %s: %w", name, failure)
-	}
-	path = filepath.Join(filepath.Dir(server), name)
-	if _, failure := os.Stat(path); failure != nil {
-		return "", fmt.Errorf("find %s: %w", name, errors.Join(err, failure))
-	}
-	return path, nil
 }
 
 // configure adds settings to postgresql.conf, where those at the end win.

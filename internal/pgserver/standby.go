@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 )
 
@@ -30,8 +29,8 @@ const (
 // through a proxy, can be set here. A replication slot makes the server keep its log until the standby's Stop, so that a
 // standby can be away for long.
 //
-// It needs the program pg_basebackup, beside the server's or where links to the server lead. The defaults of wal_level
-// and the like suffice. The standby of a standby needs full_page_writes on the primary.
+// The defaults of wal_level and the like suffice; tablespaces are not copied, and make it fail. The standby of a standby
+// needs full_page_writes on the primary.
 //
 // The context bounds the start alone. If anything goes wrong, nothing is left behind. The error is [ErrStopped] after
 // [Server.Stop] and [ErrExternal] for an external server.
@@ -97,6 +96,9 @@ func (c *cluster) reserve(ctx context.Context) (slot string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := holds(ctx, db, "select current_setting('max_wal_senders')::int > 0"); err != nil {
+		return "", fmt.Errorf("the server sends its log to nobody: %w", err)
+	}
 	slot = standbyName + "_" + strings.ToLower(rand.Text())
 	if _, err := db.ExecContext(ctx, "select pg_create_physical_replication_slot($1, true)", slot); err != nil {
 		return "", fmt.Errorf("create a replication slot: %w", err)
@@ -139,11 +141,8 @@ func (c *cluster) release(slot string) (err error) {
 
 // copyFrom fills the data directory with a copy of the primary's that is set up as its standby.
 func (c *cluster) copyFrom(ctx context.Context, primary *cluster, slot string) error {
-	// The standby fetches the log itself. To do that, pg_basebackup would need a second process, which survives if the
-	// first is killed.
-	if err := c.run(ctx, "pg_basebackup",
-		"--pgdata="+c.dataDir(), "--host="+primary.socketDir(), "--port="+strconv.Itoa(primary.port), "--username="+superuser,
-		"--no-password", "--checkpoint=fast", "--wal-method=none", "--no-sync"); err != nil {
+	// The standby fetches the log itself.
+	if err := c.copyData(ctx, primary); err != nil {
 		return err
 	}
 	// It overrides postgresql.conf. A name in synchronous_standby_names would make commits wait for ever after a

@@ -188,7 +188,7 @@ func TestStandbyThatCannotBeLeavesNothing(t *testing.T) {
 		check(t, standby.Stop())
 		t.Fatal("there is a standby without replication")
 	}
-	if !strings.Contains(err.Error(), "pg_basebackup") {
+	if !strings.Contains(err.Error(), "max_wal_senders") {
 		t.Errorf("the error does not say what failed: %v", err)
 	}
 	if dirs := clusterDirs(t, base); len(dirs) != 1 {

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -123,6 +124,10 @@ func TestServerGivesSavepointsTheSameNames(t *testing.T) {
 	}
 }
 
+// reservedLater are words that name savepoints in some versions that are supported, and
+// are reserved in later ones: of PostgreSQL 16.
+var reservedLater = []string{"system_user"}
+
 func TestServerLetsTheSameKeywordsNameASavepoint(t *testing.T) {
 	db := open(t)
 	for word, category := range serversKeywords(t, db) {
@@ -131,7 +136,10 @@ func TestServerLetsTheSameKeywordsNameASavepoint(t *testing.T) {
 		// Some words can be functions or types but no names of columns and
 		// the like. The list of these changes; nothing comes of a name that
 		// the server refuses.
-		if got != want && (category != "T" || want != "") {
+		if want == "" && (category == "T" || slices.Contains(reservedLater, word)) {
+			continue
+		}
+		if got != want {
 			t.Errorf("%s, of category %s: %q, the server says %q", word, category, got, want)
 		}
 	}

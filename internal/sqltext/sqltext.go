@@ -128,10 +128,10 @@ type Info struct {
 	Returning bool
 	// Whole is set if the text is exactly one statement that the server does as a
 	// whole or not at all, outside a transaction too, and that can be executed again
-	// if it was not done: SELECT, VALUES, TABLE, WITH, INSERT, UPDATE, DELETE, MERGE;
-	// TRUNCATE, COMMENT, GRANT, REVOKE, and CREATE, ALTER and DROP of what applications
-	// have, but nothing CONCURRENTLY. Functions that commit by themselves (dblink) have
-	// a Hazard.
+	// if it was not done: SELECT, VALUES, TABLE, WITH, SHOW, INSERT, UPDATE, DELETE,
+	// MERGE; TRUNCATE, COMMENT, GRANT, REVOKE, and CREATE, ALTER and DROP of what
+	// applications have, but nothing CONCURRENTLY. Functions that commit by themselves
+	// (dblink) have a Hazard.
 	Whole bool
 	// CopyFreeze is set if a COPY has the option FREEZE.
 	CopyFreeze bool

@@ -5,7 +5,7 @@ package sqltext
 // subscriptions are made outside transactions.
 func (a *analysis) isWhole(k Keyword) bool {
 	switch k {
-	case Select, Insert, Update, Delete, Merge, With, Values, Table, Truncate:
+	case Select, Insert, Update, Delete, Merge, With, Values, Table, Show, Truncate:
 		return true
 	case DDL:
 		return !a.concurrently && a.isUsualDDL()

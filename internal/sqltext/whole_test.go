@@ -11,6 +11,7 @@ func TestWhatTheServerDoesAsAWholeIsTold(t *testing.T) {
 		`SELECT 1`:                 true,
 		`insert into t values (1)`: true,
 		`WITH x AS (DELETE FROM t RETURNING *) TABLE x`: true,
+		`SHOW server_version_num`:                       true,
 		`truncate t cascade`:                            true,
 		`CREATE TABLE IF NOT EXISTS t (a int)`:          true,
 		`CREATE UNLOGGED TABLE t (a int);`:              true,
