@@ -128,7 +128,8 @@ func TestTheYoungestTransactionLoses(t *testing.T) {
 	if err := youngEnds(); err != nil {
 		t.Fatal(err)
 	}
-	if len(retried) < 2 || retried[1] != "young" || slices.Contains(retried, "old") { // the first deadlock's has no name
+	// Those of enterHot have no name, and may be several.
+	if !slices.Contains(retried, "young") || slices.Contains(retried, "old") {
 		t.Errorf("there were retries of %q", retried)
 	}
 	a.early(1)

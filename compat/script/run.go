@@ -79,13 +79,14 @@ func (r *run) note(title string, seen []string) {
 
 // step runs one step. Where the application is shown an id, which a sequence never gives
 // twice, it may have to do so again by itself: once, because the driver learns by that
-// that it has to set savepoints; and where what showed the id was aborted itself, or COMMIT.
+// that it has to set savepoints; where what showed the id was aborted itself, or COMMIT; and
+// where it was aborted again after the driver had gone back to a savepoint, which it does once.
 func (r *run) step(s step) error {
 	for try := 1; ; try++ {
 		before := aborted(r.driverName)
 		seen, err := r.attempt(s)
 		after := aborted(r.driverName)
-		hopeless := after.Commits > before.Commits || after.Rows > before.Rows
+		hopeless := after.Commits > before.Commits || after.Rows > before.Rows || after.Statements > before.Statements+1
 		switch {
 		case s.want == nil && err == nil, s.want != nil && err != nil && s.want(r.app, err):
 			r.note(s.name, seen)

@@ -117,11 +117,11 @@ type Info struct {
 	// that what it shows stays true for as long as it is not undone: INSERT of
 	// VALUES or of a SELECT without FROM, such as one of unnest, that skips no row
 	// for a conflict, UPDATE and DELETE without any other relation, SELECT of one
-	// relation FOR [NO KEY] UPDATE or FOR SHARE. It calls only
-	// harmless functions that do not look at the catalog, nextval, currval and
-	// lastval, and casts to built-in types only. It says nothing about rows
-	// that were not found: they can appear. The package comment says what the
-	// text does not show.
+	// relation FOR [NO KEY] UPDATE or FOR SHARE, SELECT without FROM. It calls only
+	// harmless functions that do not look at the catalog, nextval, currval,
+	// lastval and pg_notify, and casts to built-in types only. It says nothing
+	// about rows that were not found: they can appear. The package comment says
+	// what the text does not show.
 	OwnRows bool
 	// Returning is set if an INSERT, UPDATE, DELETE or MERGE of the text, one
 	// in a WITH list not among them, has a RETURNING clause.
