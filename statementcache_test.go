@@ -337,7 +337,7 @@ func withParameters(t *testing.T, dsn, parameters string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if address.RawQuery != "" {
+	if address.RawQuery != "" && parameters != "" {
 		parameters = "&" + parameters
 	}
 	address.RawQuery += parameters
@@ -1024,7 +1024,7 @@ func TestOnlyOneResultIsReadAtATime(t *testing.T) {
 						t.Fatal(err)
 					}
 					for _, text := range []string{other, `SELECT 7`, `UPDATE pg_class SET relname = relname WHERE oid = $1`, `DELETE FROM pg_class WHERE false`} {
-						if got := k.show(text, k.arguments(text)...); !strings.Contains(got, "pq: there is already a query being processed on this connection") {
+						if got := k.show(text, k.arguments(text)...); !strings.Contains(got, tested.busy) {
 							t.Errorf("%s shows %s", text, got)
 						}
 					}

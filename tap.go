@@ -194,18 +194,24 @@ func (t *tap) isReading() bool {
 	return false
 }
 
-// saidBusy says whether an error that stands for a lost connection is only what pgx says of
-// one on which rows are being read: the session is well, and nothing was sent.
-func (t *tap) saidBusy(err error) bool {
-	if !t.pgx || err != driver.ErrBadConn { //nolint:errorlint // pgx returns it bare
-		return false
+// errBusy is what pgx says of a connection on which rows are being read.
+var errBusy = errors.New("conn busy")
+
+// unlessBusy returns errBusy for the driver.ErrBadConn that pgx's stdlib makes of it. The
+// session is well and the statement was not sent; and database/sql, which would close a
+// *sql.Conn, would wait for the rows for ever.
+func (t *tap) unlessBusy(err error) error {
+	if !t.pgx || err != driver.ErrBadConn { //nolint:errorlint // pgx's stdlib returns it bare
+		return err
 	}
 	conn := pgConn(t.Conn)
 	if !conn.IsValid() {
-		return false
+		return err
 	}
-	closed := called(conn.MethodByName("IsClosed"))
-	return closed.IsValid() && closed.Kind() == reflect.Bool && !closed.Bool()
+	if busy := called(conn.MethodByName("IsBusy")); busy.Kind() == reflect.Bool && busy.Bool() {
+		return errBusy
+	}
+	return err
 }
 
 // pulse looks whether the server has hung up, or has something to say.
@@ -232,7 +238,8 @@ func (t *tap) ExecContext(ctx context.Context, query string, args []driver.Named
 		}
 	}
 	if t.execer != nil {
-		return t.execer.ExecContext(ctx, query, args)
+		result, err := t.execer.ExecContext(ctx, query, args)
+		return result, t.unlessBusy(err)
 	}
 	if t.execerOld == nil {
 		return nil, driver.ErrSkip
@@ -272,7 +279,7 @@ func (t *tap) queryOnce(ctx context.Context, query string, args []driver.NamedVa
 		if err == nil && t.cache != nil && len(args) > 0 {
 			t.cache.reads() // lib/pq does not note it
 		}
-		return rows, err
+		return rows, t.unlessBusy(err)
 	}
 	if t.queryOld == nil {
 		return nil, driver.ErrSkip
@@ -437,7 +444,8 @@ func (s *tapStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (dr
 		return nil, err
 	}
 	if execer, ok := s.Stmt.(driver.StmtExecContext); ok {
-		return execer.ExecContext(ctx, args)
+		result, err := execer.ExecContext(ctx, args)
+		return result, s.tap.unlessBusy(err)
 	}
 	values, err := positional(ctx, args)
 	if err != nil {
@@ -457,7 +465,8 @@ func (s *tapStmt) queryContext(ctx context.Context, args []driver.NamedValue) (d
 		return nil, err
 	}
 	if query, ok := s.Stmt.(driver.StmtQueryContext); ok {
-		return query.QueryContext(ctx, args)
+		rows, err := query.QueryContext(ctx, args)
+		return rows, s.tap.unlessBusy(err)
 	}
 	values, err := positional(ctx, args)
 	if err != nil {
