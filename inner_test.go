@@ -25,6 +25,9 @@ type innerDriver struct {
 	// pooled is what a DSN needs behind a pooler that does not know prepared statements.
 	pooled string
 
+	// countsBytes: we see what it sends.
+	countsBytes bool
+
 	// contextWins: the end of a statement's context hides that its connection broke.
 	contextWins bool
 
@@ -51,6 +54,7 @@ var tested = innerDriver{
 	open:         Open,
 	connector:    func(dsn string) (driver.Connector, error) { return pq.NewConnector(dsn) },
 	busy:         "pq: there is already a query being processed on this connection",
+	countsBytes:  true,
 	failedCommit: pq.ErrInFailedTransaction,
 	said: func(err error) (serverError, bool) {
 		server, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that

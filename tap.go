@@ -55,6 +55,8 @@ type tap struct {
 	libPQ bool    // the inner connection is lib/pq's own
 	pgx   bool    // it is pgx's stdlib's own
 
+	isBusy func() bool // pgx's, whether rows are being read; nil if there is none
+
 	cache *statementCache // nil if there is none
 	dead  bool            // it was closed because a context ended in the middle of a statement
 
@@ -78,6 +80,11 @@ func newTap(inner driver.Conn, socket *wire) *tap {
 	case "github.com/jackc/pgx/v5/stdlib.Conn":
 		t.pgx = true
 		t.peek = pgxSocket(inner)
+		if conn := pgConn(inner); conn.IsValid() {
+			if method := conn.MethodByName("IsBusy"); method.IsValid() {
+				t.isBusy, _ = method.Interface().(func() bool)
+			}
+		}
 	}
 	t.beginner, _ = inner.(driver.ConnBeginTx)
 	t.checker, _ = inner.(driver.NamedValueChecker)
@@ -182,9 +189,11 @@ func (t *tap) txStatus() byte {
 	return 0
 }
 
-// isReading says whether rows are being read, as far as lib/pq tells.
+// isReading says whether rows are being read, as far as lib/pq and pgx tell.
 func (t *tap) isReading() bool {
 	switch {
+	case t.isBusy != nil:
+		return t.isBusy()
 	case t.cache != nil:
 		return t.cache.isReading()
 	case t.libPQ:
@@ -201,14 +210,7 @@ var errBusy = errors.New("conn busy")
 // session is well and the statement was not sent; and database/sql, which would close a
 // *sql.Conn, would wait for the rows for ever.
 func (t *tap) unlessBusy(err error) error {
-	if !t.pgx || err != driver.ErrBadConn { //nolint:errorlint // pgx's stdlib returns it bare
-		return err
-	}
-	conn := pgConn(t.Conn)
-	if !conn.IsValid() {
-		return err
-	}
-	if busy := called(conn.MethodByName("IsBusy")); busy.Kind() == reflect.Bool && busy.Bool() {
+	if t.isBusy != nil && err == driver.ErrBadConn && t.isBusy() { //nolint:errorlint // pgx's stdlib returns it bare
 		return errBusy
 	}
 	return err
