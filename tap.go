@@ -206,14 +206,14 @@ func (t *tap) isReading() bool {
 // errBusy is what pgx says of a connection on which rows are being read.
 var errBusy = errors.New("conn busy")
 
-// unlessBusy returns errBusy for the driver.ErrBadConn that pgx's stdlib makes of it. The
-// session is well and the statement was not sent; and database/sql, which would close a
-// *sql.Conn, would wait for the rows for ever.
-func (t *tap) unlessBusy(err error) error {
-	if t.isBusy != nil && err == driver.ErrBadConn && t.isBusy() { //nolint:errorlint // pgx's stdlib returns it bare
+// notBusy is asked before a statement. While rows are being read pgx sends none, but may
+// forget the rows, and its stdlib says driver.ErrBadConn of a session that is well, at
+// which database/sql closes a *sql.Conn and waits for the rows for ever.
+func (t *tap) notBusy() error {
+	if t.isBusy != nil && t.isBusy() {
 		return errBusy
 	}
-	return err
+	return nil
 }
 
 // pulse looks whether the server has hung up, or has something to say.
@@ -240,8 +240,10 @@ func (t *tap) ExecContext(ctx context.Context, query string, args []driver.Named
 		}
 	}
 	if t.execer != nil {
-		result, err := t.execer.ExecContext(ctx, query, args)
-		return result, t.unlessBusy(err)
+		if err := t.notBusy(); err != nil {
+			return nil, err
+		}
+		return t.execer.ExecContext(ctx, query, args)
 	}
 	if t.execerOld == nil {
 		return nil, driver.ErrSkip
@@ -277,11 +279,14 @@ func (t *tap) queryContext(ctx context.Context, query string, args []driver.Name
 // queryOnce executes a query that is not kept prepared.
 func (t *tap) queryOnce(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if t.query != nil {
+		if err := t.notBusy(); err != nil {
+			return nil, err
+		}
 		rows, err := t.query.QueryContext(ctx, query, args)
 		if err == nil && t.cache != nil && len(args) > 0 {
 			t.cache.reads() // lib/pq does not note it
 		}
-		return rows, t.unlessBusy(err)
+		return rows, err
 	}
 	if t.queryOld == nil {
 		return nil, driver.ErrSkip
@@ -438,7 +443,7 @@ func (s *tapStmt) begin() error {
 	if s.invalidates != nil {
 		s.tap.cache.invalidate(s.invalidates, s.tap)
 	}
-	return nil
+	return s.tap.notBusy()
 }
 
 func (s *tapStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
@@ -446,8 +451,7 @@ func (s *tapStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (dr
 		return nil, err
 	}
 	if execer, ok := s.Stmt.(driver.StmtExecContext); ok {
-		result, err := execer.ExecContext(ctx, args)
-		return result, s.tap.unlessBusy(err)
+		return execer.ExecContext(ctx, args)
 	}
 	values, err := positional(ctx, args)
 	if err != nil {
@@ -467,8 +471,7 @@ func (s *tapStmt) queryContext(ctx context.Context, args []driver.NamedValue) (d
 		return nil, err
 	}
 	if query, ok := s.Stmt.(driver.StmtQueryContext); ok {
-		rows, err := query.QueryContext(ctx, args)
-		return rows, s.tap.unlessBusy(err)
+		return query.QueryContext(ctx, args)
 	}
 	values, err := positional(ctx, args)
 	if err != nil {
