@@ -218,9 +218,6 @@ func (t *tx) classify(err error) Class {
 	if t.probeFailed(err) {
 		return ClassRetryable // a deadlock, as far as anybody can see
 	}
-	if t.conn.tap.saidBusy(err) {
-		return ClassPermanent
-	}
 	return Classify(err, PhaseStatement)
 }
 

@@ -161,7 +161,7 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 // prepareToBegin asks what has to be known before a transaction.
 func (c *conn) prepareToBegin(ctx context.Context) error {
 	if c.tap.isReading() {
-		return nil // there can be no answer; lib/pq says so about BEGIN, too
+		return nil // there can be no answer; the inner driver says so about BEGIN, too
 	}
 	for _, ask := range [...]func(*conn, context.Context) error{
 		(*conn).learnOrigin, (*conn).proveSession, (*conn).learnSettings, (*conn).endOrphans,
