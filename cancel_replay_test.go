@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	"github.com/lib/pq"
 )
 
 // forHours waits longer between attempts than any test lasts.
@@ -199,8 +198,8 @@ func TestADeadlineBeforeTheNextAttemptIsNotWaitedFor(t *testing.T) {
 			defer cancel()
 			met := func(err error) {
 				t.Helper()
-				server, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that
-				if !ok || server.Code != "40001" || !strings.Contains(server.Hint, "deadline comes before the next one") {
+				server, ok := tested.said(err)
+				if !ok || server.code != "40001" || !strings.Contains(server.hint, "deadline comes before the next one") {
 					t.Errorf("the call gives %#v", err)
 				}
 			}

@@ -19,7 +19,7 @@ import (
 // openReal opens a database on the real server and runs the statements in it.
 func openReal(t *testing.T, options []Option, statements ...string) *sql.DB {
 	t.Helper()
-	db, err := Open(pgtest.DSN(t), options...)
+	db, err := tested.open(pgtest.DSN(t), options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestEveryTransferIsCommittedOnce(t *testing.T) {
 // test above proves nothing.
 func TestTheSameTransfersFailWithLibPQ(t *testing.T) {
 	dsn := pgtest.DSN(t)
-	db, err := sql.Open("postgres", dsn)
+	db, err := tested.plainly(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestAConflictOfADeferredTriggerAtCommitIsRetried(t *testing.T) {
 func TestAnErrorIsTheInnerDriversOwn(t *testing.T) {
 	db := openReal(t, nil, accounts)
 	_, err := db.Exec(`INSERT INTO account VALUES (1, 1)`)
-	if pqErr, ok := err.(*pq.Error); !ok || pqErr.Code != "23505" || pqErr.Constraint != "account_pkey" { //nolint:errorlint // many programs do it like that
+	if server, ok := tested.said(err); !ok || server.code != "23505" || server.constraint != "account_pkey" {
 		t.Errorf("the error is %#v", err)
 	}
 }
@@ -446,7 +446,7 @@ func TestBeginningTwiceOnOneConnIsLeftToTheInnerDriver(t *testing.T) {
 
 func TestOurParametersNeverReachTheServer(t *testing.T) {
 	dsn := pgtest.DSN(t)
-	db, err := sql.Open(DriverName, dsn+"&pgretry_max_attempts=3&pgretry_statement_spans=true")
+	db, err := sql.Open(tested.registered, dsn+"&pgretry_max_attempts=3&pgretry_statement_spans=true")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -458,7 +458,7 @@ func TestOurParametersNeverReachTheServer(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Error(err)
 	}
-	raw, err := sql.Open("postgres", dsn+"&pgretry_max_attempts=3")
+	raw, err := tested.plainly(dsn + "&pgretry_max_attempts=3")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -479,7 +479,7 @@ func TestAServerThatIsNotThereGivesTheDialError(t *testing.T) {
 	if err := listener.Close(); err != nil {
 		t.Fatal(err)
 	}
-	db, err := Open("postgres://u:s3cret@" + address + "/d?sslmode=disable")
+	db, err := tested.open("postgres://u:s3cret@" + address + "/d?sslmode=disable")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -142,8 +142,10 @@ func (r resettingConn) ResetSession(ctx context.Context) error {
 	if c.broken {
 		return driver.ErrBadConn
 	}
-	if err := c.session.ResetSession(ctx); err != nil {
+	// The look comes first: pgx asks the server now and then, and of one that has hung up
+	// it tells no more than that the connection is bad.
+	if err := c.stillThere(ctx); err != nil {
 		return err
 	}
-	return c.stillThere(ctx)
+	return c.session.ResetSession(ctx)
 }

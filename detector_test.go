@@ -128,7 +128,8 @@ func TestTheYoungestTransactionLoses(t *testing.T) {
 	if err := youngEnds(); err != nil {
 		t.Fatal(err)
 	}
-	if len(retried) < 2 || retried[1] != "young" || slices.Contains(retried, "old") { // the first deadlock's has no name
+	// Those of enterHot have no name, and may be several.
+	if !slices.Contains(retried, "young") || slices.Contains(retried, "old") {
 		t.Errorf("there were retries of %q", retried)
 	}
 	a.early(1)
@@ -153,8 +154,8 @@ func TestClosuresThatDeadlockRunAgain(t *testing.T) {
 				<-both
 				_, err := tx.ExecContext(ctx, row(second))
 				if err != nil {
-					var server *pq.Error
-					if deadlock, ok := ParseDeadlock(err); !ok || len(deadlock.Edges) != 2 || !errors.As(err, &server) || server.Code != "40P01" {
+					server, _ := tested.finds(err)
+					if deadlock, ok := ParseDeadlock(err); !ok || len(deadlock.Edges) != 2 || server.code != "40P01" {
 						t.Errorf("the closure gets %v", err)
 					}
 				}
@@ -505,7 +506,7 @@ func TestWhatCannotBeReplayedIsLeftToTheServer(t *testing.T) {
 
 func TestTheErrorOfADeadlockFoundEarlyIsTheServers(t *testing.T) {
 	for name, c := range map[string]struct{ pool func(*observatory) []Option }{
-		"lib/pq":             {func(*observatory) []Option { return nil }},
+		"nothing in between": {func(*observatory) []Option { return nil }},
 		"otelsql in between": {func(o *observatory) []Option { return append(o.options(), WithStatementSpans()) }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -520,8 +521,8 @@ func TestTheErrorOfADeadlockFoundEarlyIsTheServers(t *testing.T) {
 			})
 			_, err := tx.Exec(row(2)) // the rival changes what was shown
 			over()
-			var server *pq.Error
-			if !errors.As(err, &server) || server.Code != "40P01" || server.Message != "deadlock detected" || sqlState(err) != "40P01" || strings.Contains(err.Error(), "57014") {
+			server, _ := tested.finds(err)
+			if server.code != "40P01" || server.message != "deadlock detected" || sqlState(err) != "40P01" || strings.Contains(err.Error(), "57014") {
 				t.Fatalf("the error is %#v", err)
 			}
 			deadlock, ok := ParseDeadlock(err)
@@ -931,7 +932,7 @@ func TestADetectorThatIsRefusedIsBlindForAWhile(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	admin, err := sql.Open("postgres", server.DSN())
+	admin, err := tested.plainly(server.DSN())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -949,7 +950,7 @@ func TestADetectorThatIsRefusedIsBlindForAWhile(t *testing.T) {
 		dsn += "?"
 	}
 	a := &arena{T: t, plain: admin}
-	if a.db, err = Open(dsn+"&deadlock_timeout=1h", WithContention(ContentionDetector)); err != nil {
+	if a.db, err = tested.open(dsn+"&deadlock_timeout=1h", WithContention(ContentionDetector)); err != nil {
 		t.Fatal(err)
 	}
 	defer a.db.Close()

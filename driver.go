@@ -219,7 +219,7 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 		a.meets(c)
 	}
 	s, t, err := c.connect(ctx)
-	for tries := 1; err == nil && tries < connectTries && t.pulse() == pulseDead; tries++ {
+	for tries := 1; err == nil && tries < connectTries && t.pulse() >= pulseDead; tries++ {
 		// It comes from a pool of the inner connector's, and has died there.
 		c.stats.lost(lostIdle)
 		c.telemetry.connectionLost(ctx, lostIdle)

@@ -50,7 +50,7 @@ func TestDatabaseSQLSeesTheInnerDriver(t *testing.T) {
 				if options == nil {
 					return open(DriverName)(t)
 				}
-				db, err := Open(dsn, options...)
+				db, err := tested.open(dsn, options...)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -84,14 +84,14 @@ func TestWithModeOffLostConnectionsAreTheInnerDriversToo(t *testing.T) {
 	dsn := pgtest.DSN(t)
 	opener := parity.Opener{
 		Raw: func(t *testing.T) *sql.DB {
-			db, err := sql.Open("postgres", dsn)
+			db, err := tested.plainly(dsn)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return db
 		},
 		Wrapped: func(t *testing.T) *sql.DB {
-			db, err := Open(dsn, WithMode(ModeOff))
+			db, err := tested.open(dsn, WithMode(ModeOff))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -26,7 +26,7 @@ func TestATransactionSurvivesAFailover(t *testing.T) {
 				t.Fatal(err)
 			}
 			stopped(t, standby)
-			db, err := Open(eitherOf(t, primary, standby))
+			db, err := tested.open(eitherOf(t, primary, standby))
 			if err != nil {
 				t.Fatal(err)
 			}

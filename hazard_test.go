@@ -565,14 +565,16 @@ CREATE CONSTRAINT TRIGGER t AFTER UPDATE ON once DEFERRABLE INITIALLY DEFERRED F
 }
 
 func TestARawRollbackIsNotReportedAsUnknown(t *testing.T) {
-	db := openReal(t, nil, accounts)
-	err := RunInTx(t.Context(), db, nil, func(ctx context.Context, tx *sql.Tx) error {
+	a := enter(t, nil, accounts)
+	rollsBack := func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "ROLLBACK")
 		return err
-	})
+	}
+	plain := inTx(t.Context(), a.plain, rollsBack) // lib/pq reports that there is no transaction any more, pgx does not
+	err := RunInTx(t.Context(), a.db, nil, rollsBack)
 	var unknown *CommitUnknownError
-	if err == nil || errors.As(err, &unknown) {
-		t.Errorf("RunInTx gives %v", err)
+	if (err == nil) != (plain == nil) || errors.As(err, &unknown) {
+		t.Errorf("RunInTx gives %v, %s %v", err, tested.name, plain)
 	}
 }
 

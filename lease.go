@@ -147,8 +147,11 @@ func (l *lease) takeTurns(ctx context.Context) error {
 	if pid == "" || pid != t.backendPID() {
 		return errNotDirect // it would be an advisory lock of somebody else's session
 	}
-	if err := l.do(ctx, fmt.Sprintf("SET statement_timeout = 0; SET lock_timeout = %d", leaseWait.Milliseconds())); err != nil {
-		return err
+	// One by one: pgx sends what is asked as one statement.
+	for _, text := range []string{"SET statement_timeout = 0", fmt.Sprintf("SET lock_timeout = %d", leaseWait.Milliseconds())} {
+		if err := l.do(ctx, text); err != nil {
+			return err
+		}
 	}
 	for ctx.Err() == nil {
 		locks := locksOf(l.all.connector.memory.keysOf(l.gate))

@@ -27,7 +27,7 @@ func limited(t *testing.T, db *sql.DB) {
 
 func openShared(t *testing.T, dsn string) *sql.DB {
 	t.Helper()
-	db, err := Open(dsn, WithContention(ContentionDefault|ContentionShared))
+	db, err := tested.open(dsn, WithContention(ContentionDefault|ContentionShared))
 	if err != nil {
 		t.Fatal(err)
 	}

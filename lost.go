@@ -43,6 +43,8 @@ func (c *conn) stillThere(ctx context.Context) error {
 	case pulseDead:
 		c.noteLost(ctx, lostIdle)
 		return driver.ErrBadConn
+	case pulseClosed:
+		return driver.ErrBadConn
 	case pulseQuiet:
 		if c.idleSince.IsZero() || time.Since(c.idleSince) < idleBeforePing {
 			return nil

@@ -14,7 +14,7 @@ import (
 // The questions must not need more than an application's role may do.
 func TestTheFateOfACommitIsToldToOrdinaryRoles(t *testing.T) {
 	dsn := pgtest.DSN(t)
-	admin, err := sql.Open("postgres", dsn)
+	admin, err := tested.plainly(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestTheFateOfACommitIsToldToOrdinaryRoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	db, err := Open(through, WithCommitOutcome(CommitResolve))
+	db, err := tested.open(through, WithCommitOutcome(CommitResolve))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestTheFateOfACommitIsToldToOrdinaryRoles(t *testing.T) {
 		var armed atomic.Bool
 		armed.Store(true)
 		proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
-			if m.SQL() == "COMMIT" && armed.CompareAndSwap(true, false) {
+			if commits(m) && armed.CompareAndSwap(true, false) {
 				return cut
 			}
 			return faultproxy.Action{}

@@ -19,7 +19,7 @@ import (
 func bounced(t *testing.T) (db, plain *sql.DB, proxy *faultproxy.Proxy, schema string) {
 	t.Helper()
 	direct := pgtest.DSN(t)
-	plain, err := sql.Open("postgres", direct)
+	plain, err := tested.plainly(direct)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func bounced(t *testing.T) (db, plain *sql.DB, proxy *faultproxy.Proxy, schema s
 	if err != nil {
 		t.Fatal(err)
 	}
-	if db, err = Open(dsn, WithCommitOutcome(CommitResolve)); err != nil {
+	if db, err = tested.open(withParameters(t, dsn, tested.pooled), WithCommitOutcome(CommitResolve)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -84,7 +84,7 @@ func TestBehindPgBouncerTheFateOfACommitIsKnown(t *testing.T) {
 			var armed atomic.Bool
 			armed.Store(true)
 			proxy.SetRule(func(m faultproxy.Message) faultproxy.Action {
-				if m.SQL() == "COMMIT" && armed.CompareAndSwap(true, false) {
+				if commits(m) && armed.CompareAndSwap(true, false) {
 					return cut
 				}
 				return faultproxy.Action{}

@@ -134,6 +134,53 @@ func TestAStatementPreparedAfterReturningDoesNotCostThePin(t *testing.T) {
 	a.hid("40P01")
 }
 
+// Without VALUES of any number of rows, a batch is inserted from arrays.
+func TestIDsOfRowsInsertedFromArraysAreKept(t *testing.T) {
+	a := enter(t, nil, ledger)
+	tx := a.begin(sql.LevelReadCommitted)
+	tx.does(`INSERT INTO ledger (amount) SELECT unnest($1::int[])`, "{1,2}")
+	tx.shows(2, `INSERT INTO ledger (amount) SELECT unnest('{3,4}'::int[]) RETURNING id`)
+	tx.does(`LOCK TABLE gate IN EXCLUSIVE MODE`)
+	over := a.meets(opponent{
+		holds: `UPDATE account SET balance = balance - 50 WHERE id = 1`,
+		wants: `LOCK TABLE gate IN EXCLUSIVE MODE`,
+	})
+	_, err := tx.Exec(`UPDATE account SET balance = balance + 10 WHERE id = 1`)
+	over()
+	if err != nil {
+		t.Fatalf("it surfaces: %v", err)
+	}
+	tx.commits()
+	a.is("1:1 2:2 3:3 4:4", `SELECT string_agg(id || ':' || amount, ' ' ORDER BY id) FROM ledger`)
+	a.is("60", `SELECT balance FROM account WHERE id = 1`)
+	a.hid("40P01")
+}
+
+// What reads no relation shows nothing that others may change.
+func TestANotificationDoesNotCostThePin(t *testing.T) {
+	a := enter(t, nil, ledger)
+	heard := a.listens("entered")
+	tx := a.begin(sql.LevelReadCommitted)
+	id := tx.sees(`INSERT INTO ledger DEFAULT VALUES RETURNING id`)
+	tx.does(`SELECT pg_notify($1, $2)`, "entered", id)
+	tx.does(`LOCK TABLE gate IN EXCLUSIVE MODE`)
+	over := a.meets(opponent{
+		holds: `UPDATE account SET balance = balance - 50 WHERE id = 1`,
+		wants: `LOCK TABLE gate IN EXCLUSIVE MODE`,
+	})
+	_, err := tx.Exec(`UPDATE account SET balance = balance + 10 WHERE id = 1`)
+	over()
+	if err != nil {
+		t.Fatalf("it surfaces: %v", err)
+	}
+	tx.commits()
+	a.is(id, `SELECT id FROM ledger`)
+	a.hid("40P01")
+	if n := heard(); n != 1 {
+		t.Errorf("%d notifications were heard", n)
+	}
+}
+
 func TestPinsBelowASavepointAreNotInTheWayOfATransactionThatIsProtectedNoMore(t *testing.T) {
 	a := enter(t, nil, ledger)
 	for name, db := range map[string]*sql.DB{"lib/pq": a.plain, "we": a.db} {

@@ -605,7 +605,7 @@ var refusals = []struct {
 	{"too many statements", RefusedJournalFull, "", []Option{WithJournalLimit(1<<20, 2)}, executing("UPDATE a", "UPDATE b")},
 	{"too many bytes", RefusedJournalFull, "", []Option{WithJournalLimit(1000, 100)}, executing("UPDATE a", "UPDATE "+strings.Repeat("b", 1000))},
 	{"an argument that cannot be copied", RefusedArgument, "", nil, func(ctx context.Context, _ *fixture, _ *sql.Conn, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "UPDATE t SET a = $1", &portrait{})
+		_, err := tx.ExecContext(ctx, "UPDATE t SET a = $1", make(chan int))
 		return err
 	}},
 	{"a value that cannot be compared", RefusedValue, "", nil, func(ctx context.Context, f *fixture, _ *sql.Conn, tx *sql.Tx) error {

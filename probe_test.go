@@ -133,7 +133,7 @@ func TestTheTimeoutOfARoleIsKept(t *testing.T) {
 	parameters := address.Query()
 	parameters.Del("user")
 	address.RawQuery = parameters.Encode()
-	db, err := Open(address.String(), WithContention(ContentionProbes))
+	db, err := tested.open(address.String(), WithContention(ContentionProbes))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -130,6 +130,7 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 	if t.state == txLost {
 		return false, t.first.err // whatever became of the connection, the transaction is over
 	}
+	t.joins(ctx)
 	info := analyze(s.text)
 	if s.kind != callPrepare {
 		t.observe(info)

@@ -3,7 +3,6 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
-	"slices"
 	"time"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
@@ -428,7 +427,7 @@ func (c *conn) queueLone(ctx context.Context, text string) (s stay, err error) {
 	c.since.Store(now.UnixNano())
 	a := attemptFrom(ctx)
 	reason, _ := c.connector.config.refuses(callExec, info)
-	c.loneLocks = reason == "" && info.Statements == 1 && slices.Contains(repeatableKinds, info.Keyword) &&
+	c.loneLocks = reason == "" && info.Whole &&
 		(a == nil || a.mayRunAgain(c.connector))
 	k := memory.find(memory.keyOf(nameFrom(ctx), text))
 	c.kind.Store(k)

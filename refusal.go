@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
@@ -84,8 +85,9 @@ const (
 	// RefusedConnectionLost: something that had to work for the replay did not, such as
 	// ROLLBACK, or a new connection for a reason that does not pass.
 	RefusedConnectionLost RefusalReason = "connection_lost"
-	// RefusedStatement: a statement outside a transaction that is not a SELECT,
-	// INSERT, UPDATE, DELETE, MERGE, WITH, VALUES or TABLE.
+	// RefusedStatement: a statement outside a transaction that may leave a part of its
+	// work behind when it fails (CALL, DO, VACUUM, what is done CONCURRENTLY), or that is
+	// neither a query or write nor usual DDL; or a text of several statements.
 	RefusedStatement RefusalReason = "statement"
 )
 
@@ -113,7 +115,7 @@ var refusalWords = map[RefusalReason]string{
 	RefusedInterrupted:         "a statement ended without an answer",
 	RefusedSavepoint:           "the conflict is inside a savepoint and cannot be replayed from there",
 	RefusedConnectionLost:      "the connection was lost for good",
-	RefusedStatement:           "only SELECT, INSERT, UPDATE, DELETE, MERGE, WITH, VALUES and TABLE are executed again",
+	RefusedStatement:           "only single queries, writes and DDL that leave nothing behind when they fail are executed again",
 }
 
 // explain is the sentence that a conflict's hint gains.
@@ -147,6 +149,9 @@ func (t *tx) met(v verdict) error {
 // surface counts a conflict that the application sees.
 func (t *tx) surface() {
 	t.surfaced = true
+	if t.closure != nil {
+		t.closure.sawFailure(ClassRetryable)
+	}
 	t.conn.connector.stats.surfaced()
 }
 
@@ -167,7 +172,7 @@ func (t *tx) refuse(reason RefusalReason, what string) {
 func (t *tx) refuseForeignTables() {
 	for i := range t.journal().entries {
 		// A foreign table that the transaction made is gone by now.
-		if e := &t.journal().entries[i]; e.info.Keywords.Has(sqltext.DDL) && strings.Contains(strings.ToLower(e.text), "foreign") {
+		if e := &t.journal().entries[i]; e.info.Keywords.Has(sqltext.DDL) && mayNameForeignTable(e.text) {
 			t.refuse(RefusedForeignTables, "")
 			return
 		}
@@ -175,6 +180,15 @@ func (t *tx) refuseForeignTables() {
 	if found, err := t.conn.hasForeignTables(t.began); err != nil || found {
 		t.refuse(RefusedForeignTables, "")
 	}
+}
+
+// foreignKey is what DDL says of tables that are not foreign.
+var foreignKey = regexp.MustCompile(`(?i)foreign\s+key\b`)
+
+// mayNameForeignTable says whether a text may be about foreign tables. A guess is enough:
+// if it is wrong, a conflict of COMMIT is the application's.
+func mayNameForeignTable(text string) bool {
+	return strings.Contains(strings.ToLower(foreignKey.ReplaceAllLiteralString(text, " ")), "foreign")
 }
 
 func (c *conn) hasForeignTables(ctx context.Context) (bool, error) {

@@ -3,19 +3,11 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
-	"slices"
 
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgretry/pgretry/internal/sqltext"
 )
-
-// repeatableKinds are the statements that are executed again outside a transaction.
-// Others may commit a part of their work before they fail.
-var repeatableKinds = []sqltext.Keyword{
-	sqltext.Select, sqltext.Insert, sqltext.Update, sqltext.Delete,
-	sqltext.Merge, sqltext.With, sqltext.Values, sqltext.Table,
-}
 
 // repeat executes a statement outside a transaction again after conflicts. Each
 // time nothing of it happened: the server had begun and rolled back a transaction of
@@ -119,7 +111,7 @@ func (c *conn) queryLone(ctx context.Context, s call) (driver.Rows, error) {
 // keepLone keeps the statement for as long as its rows may have to be fetched again.
 func (c *conn) keepLone(ctx context.Context, s call, rows *rows) {
 	info := analyze(s.text)
-	if !slices.Contains(repeatableKinds, info.Keyword) || withoutReplayFrom(ctx) {
+	if !info.Whole || withoutReplayFrom(ctx) {
 		return
 	}
 	c.lone.reset()
@@ -265,7 +257,7 @@ func (r *repeat) refuses() (reason RefusalReason, what string) {
 		return RefusedByContext, ""
 	case r.conn.block() != outsideBlock:
 		return RefusedTxControl, ""
-	case info.Statements != 1 || !slices.Contains(repeatableKinds, info.Keyword):
+	case !info.Whole && !info.Suspicious: // the latter has a reason of its own
 		return RefusedStatement, info.Keyword.String()
 	}
 	if reason, what = config.refuses(callExec, info); reason != "" || info.ProvenRead {

@@ -80,6 +80,7 @@ func TestAStatementOutsideATransactionIsExecutedAgain(t *testing.T) {
 		"SELECT a FROM t WHERE b = $1", "INSERT INTO t VALUES ($1) RETURNING a", "UPDATE t SET a = $1", "DELETE FROM t WHERE a = $1",
 		"MERGE INTO t USING u ON t.a = $1 WHEN MATCHED THEN DELETE", "WITH x AS (DELETE FROM t RETURNING *) SELECT $1 FROM x",
 		"VALUES ($1)", "TABLE t -- $1", "/* why */ select $1", "(SELECT $1)",
+		"ALTER TABLE t ADD b text DEFAULT $1", "CREATE UNIQUE INDEX i ON t (a) WHERE b = $1", "TRUNCATE t -- $1",
 	} {
 		for way, run := range ways {
 			for _, at := range []drivertest.Call{drivertest.AnyStatement, drivertest.RowsNext, drivertest.RowsClose} {
@@ -200,8 +201,11 @@ func TestOtherStatementsOutsideTransactionsAreLeftAlone(t *testing.T) {
 		{"CALL post_orders()", RefusedStatement, nil},
 		{"DO $$ BEGIN PERFORM f(); END $$", RefusedStatement, nil},
 		{"CREATE INDEX CONCURRENTLY i ON t (a)", RefusedStatement, nil},
+		{"ALTER TABLE t DETACH PARTITION p CONCURRENTLY", RefusedStatement, nil},
+		{"CREATE DATABASE d", RefusedStatement, nil},
+		{"CREATE TABLE t (a int); CREATE TABLE u (a int)", RefusedStatement, nil},
+		{"CREATE TABLE t AS SELECT setval('s', 1)", RefusedOutsideEffect, nil},
 		{"VACUUM t", RefusedStatement, nil},
-		{"TRUNCATE t", RefusedStatement, nil},
 		{"COPY t TO STDOUT", RefusedStatement, nil},
 		{"SET a = 1", RefusedStatement, nil},
 		{"", RefusedStatement, nil},

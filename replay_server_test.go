@@ -42,10 +42,10 @@ func enterOn(t *testing.T, dsn string, options []Option, statements ...string) *
 	t.Helper()
 	a := &arena{T: t, dsn: dsn}
 	var err error
-	if a.db, err = Open(dsn, withPins(options)...); err != nil {
+	if a.db, err = tested.open(dsn, withPins(options)...); err != nil {
 		t.Fatal(err)
 	}
-	if a.plain, err = sql.Open("postgres", dsn); err != nil {
+	if a.plain, err = tested.plainly(dsn); err != nil {
 		t.Fatal(err)
 	}
 	if a.rival, err = a.plain.Conn(context.Background()); err != nil {
@@ -218,8 +218,8 @@ func (s *script) sees(text string) string {
 func (s *script) fails(state, text string, args ...any) {
 	s.Helper()
 	_, err := s.ExecContext(s.Context(), text, args...)
-	pqErr, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that
-	if !ok || string(pqErr.Code) != state {
+	server, ok := tested.said(err)
+	if !ok || server.code != state {
 		s.Fatalf("%s gives %#v, want SQLSTATE %s", text, err, state)
 	}
 }
@@ -257,8 +257,8 @@ func (s *script) poisonedBy(reason error, state string) {
 	query := s.QueryRow(`SELECT 1`).Scan(&n)
 	_, prepare := s.Prepare(`SELECT 1`)
 	for what, err := range map[string]error{"Exec": exec, "QueryRow": query, "Prepare": prepare, "Commit": s.Commit()} {
-		var pqErr *pq.Error
-		if !errors.Is(err, reason) || !errors.As(err, &pqErr) || sqlState(err) != state {
+		server, ok := tested.finds(err)
+		if !errors.Is(err, reason) || !ok || server.code != state {
 			s.Errorf("%s gives %v", what, err)
 		}
 	}
@@ -397,8 +397,8 @@ func TestADeadlockSurfacesWhereWhatWasShownHasChanged(t *testing.T) {
 					t.Fatal(err)
 				}
 				err := site(tx)
-				var pqErr *pq.Error
-				if !errors.As(err, &pqErr) || pqErr.Code != "40P01" || pqErr.Detail == "" || !strings.Contains(pqErr.Hint, "showed something else") {
+				server, ok := tested.finds(err)
+				if !ok || server.code != "40P01" || server.detail == "" || !strings.Contains(server.hint, "showed something else") {
 					t.Errorf("the error is %#v", err)
 				}
 				over()
@@ -444,8 +444,8 @@ func TestAConflictAtCommitIsInvisibleOrSurfaces(t *testing.T) {
 						a.hid(state)
 						return
 					}
-					pqErr, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that
-					if !ok || string(pqErr.Code) != state {
+					server, ok := tested.said(err)
+					if !ok || server.code != state {
 						t.Errorf("COMMIT gives %#v", err)
 					}
 					a.is("0", `SELECT count(*) FROM trace`)

@@ -135,7 +135,7 @@ func TestARoleThatMayNotAskWhoBlocksWhomWaitsForRivals(t *testing.T) {
 	parameters := u.Query()
 	parameters.Set("role", role)
 	u.RawQuery = parameters.Encode()
-	db, err := Open(u.String())
+	db, err := tested.open(u.String())
 	if err != nil {
 		t.Fatal(err)
 	}

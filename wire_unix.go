@@ -32,7 +32,7 @@ func (p *peeker) pulse() pulse {
 		}
 	}
 	if err := p.raw.Read(p.look); err != nil {
-		return pulseDead // closed on our side
+		return pulseClosed
 	}
 	switch {
 	case errors.Is(p.err, syscall.EAGAIN):

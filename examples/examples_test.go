@@ -4,12 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
-	"fmt"
+	"io"
+	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -23,89 +24,47 @@ func TestMain(m *testing.M) {
 	os.Exit(pgtest.Main(m, pgserver.WithSettings(map[string]string{"deadlock_timeout": "10ms"})))
 }
 
-// pasted copies the programs into a module that has nothing else and builds them
-// there. It returns the folder of the binaries. The go.mod file stands for what
-// "go mod tidy" would find.
-func pasted(t *testing.T, programs []string) string {
-	t.Helper()
-	root, err := filepath.Abs("..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	write := func(name string, content []byte) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
-			t.Fatal(err)
+// want says of each program what it is to print.
+var want = map[string]func(t *testing.T, out string){
+	"quickstart": matches(`^200 transfers committed, \d+ of them in spite of deadlocks\n$`),
+	"closure": func(t *testing.T, out string) {
+		matches(`transaction pgretry\.decision=retried .*pgretry\.sqlstate=40001 .*pgretry\.name="go home"`)(t, out)
+		if strings.Count(out, "goes home: true\n") != 1 || strings.Count(out, "goes home: false\n") != 1 {
+			t.Errorf("not exactly one doctor goes home:\n%s", out)
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range append([]string{"go.mod", "go.sum"}, programs...) {
-		content, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if name == "go.mod" {
-			content = bytes.Replace(content, []byte("module github.com/pgretry/pgretry/examples"), []byte("module pasted"), 1)
-			content = bytes.Replace(content, []byte("=> ../"), fmt.Appendf(nil, "=> %q", root), 1)
-		}
-		write(name, content)
-	}
-
-	args := []string{"build", "-o", filepath.Join(dir, "bin") + string(filepath.Separator)}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		args = append(args, "-race")
-	}
-	build := exec.CommandContext(t.Context(), "go", append(args, "./...")...)
-	build.Dir = dir
-	build.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return filepath.Join(dir, "bin")
+	},
+	"gorm": matches(`^committed\ncommitted\nthe balance is 100\ndeadlocks nobody saw: [12], replays: [1-9]\d*\n$`),
+	"ent":  matches(`^committed\ncommitted\nthe balances are \[100 100\]\ndeadlocks nobody saw: [12], replays: [1-9]\d*\n$`),
+	"bun":  matches(`^committed\ncommitted\nthe balances are 100 and 100\ndeadlocks nobody saw: [12], replays: [1-9]\d*\n$`),
+	"sqlx": showsTheSecondWhatTheFirstLeft,
+	"sqlc": showsTheSecondWhatTheFirstLeft,
+	"pgx": func(t *testing.T, out string) {
+		matches(`(?s)committed, .*committed, .*a duplicate is a 23505 of account_pkey\n$`)(t, out)
+		matches(`attempts: ([2-9]|\d\d)\n`)(t, out)
+	},
+	"ownname": matches(`^a wrong DSN: pgretry: DSN parameter pgretry_max_attempts is "many", allowed is a whole number of 1 or more\n` +
+		`given up after 3 attempts: pq: could not obtain lock on row in relation "account" \(55P03\)\ncharged\n$`),
+	"tracing":       showsADeadlock,
+	"metrics":       showsMetrics,
+	"slog":          logsADeadlock,
+	"withoutreplay": matches(`^the device is off and is told to switch on\n0 of 1 transactions could be replayed; not: map\[context:1\]\n$`),
 }
 
+// All programs share a database, as those of somebody who tries them would.
 func TestEveryProgramRunsWhenPasted(t *testing.T) {
-	want := map[string]func(t *testing.T, out string){
-		"quickstart": matches(`^200 transfers committed, \d+ of them in spite of deadlocks\n$`),
-		"closure": func(t *testing.T, out string) {
-			matches(`transaction pgretry\.decision=retried .*pgretry\.sqlstate=40001 .*pgretry\.name="go home"`)(t, out)
-			if strings.Count(out, "goes home: true\n") != 1 || strings.Count(out, "goes home: false\n") != 1 {
-				t.Errorf("not exactly one doctor goes home:\n%s", out)
-			}
-		},
-		"gorm": func(t *testing.T, out string) {
-			matches(`^committed\ncommitted\nthe balance is 100\ndeadlocks nobody saw: [12], replays: [1-9]\d*\n$`)(t, out)
-		},
-		"sqlx": matches(`^account 1 has 70 left\n$`),
-		"pgx": func(t *testing.T, out string) {
-			matches(`(?s)committed, .*committed, .*a duplicate is a 23505 of account_pkey\n$`)(t, out)
-			matches(`attempts: ([2-9]|\d\d)\n`)(t, out)
-		},
-		"tracing":       showsADeadlock,
-		"withoutreplay": matches(`^the device is off and is told to switch on\n0 of 1 transactions could be replayed; not: map\[context:1\]\n$`),
+	if got, tested := programs(t), slices.Sorted(maps.Keys(want)); !slices.Equal(got, tested) {
+		t.Errorf("the programs are %q, tested are %q", got, tested)
 	}
-	programs, err := filepath.Glob("*/*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(programs) != len(want) {
-		t.Errorf("the programs are %q, tested are %d", programs, len(want))
-	}
-	bin := pasted(t, programs)
-	for name, check := range want {
+	dsn := pgtest.DSN(t)
+	for _, name := range programs(t) {
 		t.Run(name, func(t *testing.T) {
-			dsn := pgtest.DSN(t)
+			binary := build(t, paste(t, name))
 			// Twice, because the second run finds what the first one has left.
 			for _, args := range [][]string{{dsn}, nil} {
 				if name == "quickstart" {
 					args = []string{dsn}
 				}
-				program := exec.CommandContext(t.Context(), filepath.Join(bin, name), args...)
-				// The race detector would make each wait a second before it ends.
-				program.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+				program := command(t, binary, args...)
 				if len(args) == 0 {
 					program.Env = append(program.Env, "DATABASE_URL="+dsn)
 				}
@@ -113,10 +72,69 @@ func TestEveryProgramRunsWhenPasted(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%v\n%s", err, out)
 				}
-				check(t, string(out))
+				want[name](t, string(out))
+			}
+			if name == "metrics" {
+				goesOnServing(t, binary, dsn)
 			}
 		})
 	}
+}
+
+// command is a program to be run.
+func command(t *testing.T, binary string, args ...string) *exec.Cmd {
+	t.Helper()
+	program := exec.CommandContext(t.Context(), binary, args...)
+	// The race detector would make each wait a second before it ends.
+	program.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	return program
+}
+
+// goesOnServing wants that what the program prints can be fetched from it afterwards.
+func goesOnServing(t *testing.T, binary, dsn string) {
+	t.Helper()
+	program := command(t, binary, "-listen", "127.0.0.1:0", dsn)
+	program.Stderr = t.Output()
+	output, err := program.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := program.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := program.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = program.Wait() // it was killed
+	}()
+	lines := bufio.NewScanner(output)
+	var printed []string
+	for lines.Scan() {
+		url, last := strings.CutPrefix(lines.Text(), "serving ")
+		if !last {
+			printed = append(printed, lines.Text())
+			continue
+		}
+		response, err := http.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := response.Body.Close(); err != nil {
+			t.Error(err)
+		}
+		for _, line := range printed {
+			if !strings.Contains(string(page), line+"\n") {
+				t.Errorf("the page has no line %q", line)
+			}
+		}
+		return
+	}
+	t.Errorf("it ended, having printed %q", printed)
 }
 
 func matches(pattern string) func(t *testing.T, out string) {
@@ -125,6 +143,63 @@ func matches(pattern string) func(t *testing.T, out string) {
 		if !regexp.MustCompile(pattern).MatchString(out) {
 			t.Errorf("it printed\n%s\nwant %s", out, pattern)
 		}
+	}
+}
+
+// showsTheSecondWhatTheFirstLeft wants that one of two transfers of 30 finds 100 in its
+// account and the other one 130.
+func showsTheSecondWhatTheFirstLeft(t *testing.T, out string) {
+	t.Helper()
+	lines := slices.Sorted(strings.Lines(out))
+	matches(`^account 1 has (70 left\naccount 2 has 100|100 left\naccount 2 has 70) left\n$`)(t, strings.Join(lines, ""))
+}
+
+// showsMetrics wants the names and units that Prometheus knows.
+func showsMetrics(t *testing.T, out string) {
+	t.Helper()
+	for line := range strings.Lines(out) {
+		matches(`^pgretry_[a-z_]+\{.*db_system_name="postgresql".*\} [0-9.e-]+\n$`)(t, line)
+	}
+	for _, line := range []string{
+		`pgretry_retries_total\{db_response_status_code="40P01",.*pgretry_class="retryable",pgretry_mode="closure"\} [1-9]\d*`,
+		`pgretry_backoff_duration_seconds_count\{.*\} [1-9]\d*`,
+		`pgretry_transaction_attempts_sum\{.*pgretry_outcome="committed"\} ([3-9]|\d\d+)`,
+		`pgretry_transaction_attempts_count\{.*pgretry_outcome="committed"\} 2`,
+		`pgretry_transaction_duration_seconds_count\{.*pgretry_outcome="committed"\} 2`,
+	} {
+		matches(`(?m)^`+line+`$`)(t, out)
+	}
+}
+
+// logsADeadlock wants that of two transactions at least one is run again, and that both
+// are committed.
+func logsADeadlock(t *testing.T, out string) {
+	t.Helper()
+	type entry struct {
+		Level, Msg string
+		From, To   int
+		Pgretry    struct{ Decision, Kind, SQLState, Name, Deadlock string }
+	}
+	again, committed := 0, make(map[[2]int]int)
+	for line := range strings.Lines(out) {
+		var e entry
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%v in %s", err, line)
+		}
+		switch p := e.Pgretry; {
+		case e.Level != "INFO":
+			t.Errorf("it logged %s", line)
+		case e.Msg == "committed":
+			committed[[2]int{e.From, e.To}]++
+		case e.Msg == "a transaction is run again" && p.Decision == "retried" && p.Kind == "replay" &&
+			p.SQLState == "40P01" && p.Name == "transfer" && strings.Contains(p.Deadlock, "blocked by"):
+			again++
+		default:
+			t.Errorf("it logged %s", line)
+		}
+	}
+	if again == 0 || !maps.Equal(committed, map[[2]int]int{{1, 2}: 1, {2, 1}: 1}) {
+		t.Errorf("%d deadlocks, committed %v in\n%s", again, committed, out)
 	}
 }
 
@@ -200,7 +275,7 @@ func TestTheQuickStartIsTheREADMEs(t *testing.T) {
 }
 
 func TestProgramsAreShortEnoughToRead(t *testing.T) {
-	programs, err := filepath.Glob("*/*.go")
+	programs, err := filepath.Glob("*/main.go")
 	if err != nil {
 		t.Fatal(err)
 	}

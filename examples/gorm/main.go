@@ -27,8 +27,8 @@ func main() {
 	if len(os.Args) > 1 {
 		dsn = os.Args[1]
 	}
-	db, err := gorm.Open(postgres.New(postgres.Config{DriverName: pgretry.DriverName, DSN: dsn}),
-		&gorm.Config{Logger: logger.Discard}) // it would log the errors that are survived
+	db, err := gorm.Open(postgres.New(postgres.Config{DriverName: pgretry.DriverName, DSN: dsn}), // was: postgres.Open(dsn)
+		&gorm.Config{Logger: logger.Default.LogMode(logger.Error)}) // not that a deadlock took long
 	if err != nil {
 		log.Fatal(err)
 	}

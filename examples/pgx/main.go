@@ -66,7 +66,9 @@ func main() {
 	done.Wait()
 
 	_, err = db.ExecContext(ctx, `INSERT INTO account VALUES (1, 100)`)
-	if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) {
-		fmt.Println("a duplicate is a", pgErr.Code, "of", pgErr.ConstraintName)
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		log.Fatalf("a duplicate gives %v", err)
 	}
+	fmt.Println("a duplicate is a", pgErr.Code, "of", pgErr.ConstraintName)
 }

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -43,16 +42,12 @@ func main() {
 	fmt.Printf("%d of %d transactions could be replayed; not: %v\n", stats.Protected, stats.Plain, stats.Unprotected)
 }
 
-func switchOn(ctx context.Context, db *sql.DB) (err error) {
+func switchOn(ctx context.Context, db *sql.DB) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if undo := tx.Rollback(); !errors.Is(undo, sql.ErrTxDone) {
-			err = errors.Join(err, undo)
-		}
-	}()
+	defer tx.Rollback() // does nothing after Commit
 	var state string
 	if err := tx.QueryRowContext(ctx, `SELECT state FROM device WHERE id = 1 FOR UPDATE`).Scan(&state); err != nil {
 		return err

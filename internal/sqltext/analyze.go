@@ -122,6 +122,7 @@ type analysis struct {
 	where        bool // WHERE was read
 	computes     bool // a CREATE has come to what it computes at once: a query, the bounds of a partition
 	routine      bool // CREATE … FUNCTION or PROCEDURE
+	concurrently bool // the word is in it
 	atomicDepth  int  // BEGIN ATOMIC and the CASEs in it that have no END yet
 }
 
@@ -309,6 +310,8 @@ func (a *analysis) word(t token) {
 		} else if a.mayBeginStatement() {
 			a.pendingDML = id
 		}
+	case wordConcurrently:
+		a.concurrently = true
 	case wordInto:
 		a.modifies = true
 	case wordShare:
@@ -743,6 +746,7 @@ func (a *analysis) endStatement() {
 	if a.info.Statements == 1 {
 		a.info.Savepoint = a.savepointName(keyword)
 	}
+	a.info.Whole = a.info.Statements == 1 && a.isWhole(keyword)
 	a.noteHazard(keyword)
 	a.noteEffects(keyword)
 	if len(a.frames) > 1 || a.atomicDepth != 0 {
@@ -762,7 +766,7 @@ func (a *analysis) resetStatement() {
 	a.executes, a.modifies, a.locks, a.chains = false, false, false, false
 	a.bodyExpected, a.copyAwaits, a.copyFrom, a.copyKind = false, false, false, CopyNone
 	a.holds, a.changesRows, a.where, a.computes = false, false, false, false
-	a.routine, a.atomicDepth = false, 0
+	a.routine, a.atomicDepth, a.concurrently = false, 0, false
 }
 
 // reads reports whether the statement, the first one, reads only, apart from
@@ -789,6 +793,7 @@ func (a *analysis) finish() {
 	a.info.Suspicious = a.lexer.suspicious
 	understood := a.info.Statements == 1 && !a.notRead && !a.info.Suspicious
 	a.info.ProvenRead = a.info.ProvenRead && understood && a.info.CallsOnlyHarmless()
+	a.info.Whole = a.info.Whole && a.info.Statements == 1 && !a.info.Suspicious && !a.info.TxControl
 	a.info.OwnRows = a.own.proven() && understood && a.showsOwnValues()
 	if a.info.Statements != 1 || a.info.Suspicious {
 		a.info.Savepoint = ""

@@ -197,8 +197,8 @@ func checkFields(t *testing.T, info Info, tokens int) {
 		len(info.Savepoint) > longestName || info.Hazard != HazardNone) {
 		t.Errorf("no savepoint: %+v", info)
 	}
-	if info.OwnRows && (!single || info.Hazard != HazardNone || info.ProvenRead || info.TxControl ||
-		info.DataModifying != KeywordsOf(Insert, Update, Delete).Has(info.Keyword) || info.LocksRows != (info.Keyword == Select)) {
+	if info.OwnRows && (!single || info.Hazard != HazardNone || info.TxControl || info.DataModifying == (info.Keyword == Select) ||
+		!KeywordsOf(Insert, Update, Delete, Select).Has(info.Keyword) || (info.ProvenRead || info.LocksRows) && info.DataModifying) {
 		t.Errorf("not its own rows: %+v", info)
 	}
 	if info.Returning && !info.DataModifying {

@@ -10,12 +10,12 @@ const (
 	ownNever
 
 	ownInsert       // INSERT
-	ownInsertTarget // INTO: VALUES is awaited
+	ownInsertTarget // INTO: VALUES or SELECT is awaited
 	ownUpdate       // UPDATE
 	ownDelete       // DELETE
-	ownBody         // what follows in one of these; nothing more is needed
+	ownBody         // what follows in one of these; nothing more is needed, and FROM is no good
 
-	ownSelect       // SELECT: FROM is awaited
+	ownSelect       // SELECT: FROM is awaited; without any it reads nothing
 	ownFrom         // FROM: perhaps ONLY
 	ownFromOnly     // ONLY: the relation's name
 	ownFromName     // the name or a part of it, perhaps * and an alias
@@ -33,7 +33,9 @@ const (
 
 // proven reports whether a statement that ends in this state shows nothing but
 // rows of its own.
-func (s ownState) proven() bool { return s == ownBody || s == ownLocked || s == ownTailOfLocked }
+func (s ownState) proven() bool {
+	return s == ownBody || s == ownSelect || s == ownLocked || s == ownTailOfLocked
+}
 
 // ownRows moves along with a token, before p1 becomes it.
 func (a *analysis) ownRows(t token) {
@@ -82,7 +84,7 @@ func (a *analysis) nextOwn(t token, id wordID) ownState {
 		return when(id == wordInto, ownInsertTarget)
 	case ownInsertTarget:
 		switch {
-		case id == wordValues && outermost:
+		case (id == wordValues || id == wordSelect) && outermost:
 			return ownBody
 		case id == wordSelect, id == wordFrom, id == wordValues:
 			return ownNever
@@ -189,18 +191,19 @@ func when(condition bool, s ownState) ownState {
 }
 
 // showsOwnValues reports whether every function named leaves what is shown a
-// matter of the transaction: the numbers of sequences are its own, what is told
-// of the catalog is not.
+// matter of the transaction: the numbers of sequences are its own, pg_notify
+// shows nothing, what is told of the catalog is not.
 func (a *analysis) showsOwnValues() bool {
 	for _, name := range a.info.Functions {
-		if !Harmless(name) && !sequenceFunctions[name] || catalogFunctions[name] {
+		if !Harmless(name) && !ownFunctions[name] || catalogFunctions[name] {
 			return false
 		}
 	}
 	return true
 }
 
-var sequenceFunctions = withCatalog(`nextval currval lastval`)
+// ownFunctions are those that are not harmless, and show nothing that others may change.
+var ownFunctions = withCatalog(`nextval currval lastval pg_notify`)
 
 // catalogFunctions are harmless ones that show what others may change.
 var catalogFunctions = withCatalog(`col_description current_schema current_schemas enum_first enum_last enum_range

@@ -25,6 +25,11 @@ var withOwnRows = []string{
 	"INSERT INTO \"t\" (\"a\", \"b\") VALUES (1, 'x'), (DEFAULT, E'\\n') RETURNING \"id\", now();",
 	"insert into t (a) values (nextval('s'::regclass)), (pg_catalog.currval('s')) returning *, lastval()",
 	"insert into t default values",
+	"insert into t (a) select 1 for update",
+	"insert into t (a) select 1 where now() > '2020-01-01' limit 1",
+	"insert into t (a, b) select 1, unnest('{x,y}'::text[]) returning id",
+	"INSERT INTO t (a, b) SELECT unnest(array[1, 2]), unnest(array['x', 'y']) ON CONFLICT (id) DO UPDATE SET a = t.a + excluded.a RETURNING *",
+	"insert into t (a) select extract(year from now()) where 1 is distinct from 2",
 	"insert into t as x (a) overriding system value values (1) on conflict (id) do update set a = excluded.a where x.a is distinct from excluded.a",
 	"insert into t (id) values (1) on conflict on constraint t_pkey do update set (a, b) = (1, lower('X')) returning a",
 	"insert into t (c) values ('2020-01-01'::timestamp with time zone), (timestamp with time zone '2020-01-01 00:00+00')",
@@ -50,16 +55,31 @@ var withOwnRows = []string{
 	"select a from t for update for share nowait",
 	"select t.* from t where b like 'x' and not (a = 1) for no key update offset 1",
 	"select a as \"select\", t.b from t for update;",
+	"select",
+	"select 1",
+	"SELECT pg_notify('c', 'x')",
+	"select pg_catalog.pg_notify('c', 'x'), now() as \"from\" where 1 is distinct from 2",
+	"select nextval('s'), extract(year from now())",
+	"select unnest(array[1, 2]) order by 1 limit 1",
+	"select 1 for update",
 }
 
 // withoutOwnRows show, or may show, what is not the transaction's, or are not
 // understood.
 var withoutOwnRows = []string{
-	"select 1",
+	"select (select 1)",
+	"select 1 where exists (select from t)",
+	"select array(table u)",
+	"select 1 union select a from u",
+	"select 1 into temp v",
+	"select to_regclass('u')",
+	"select transfer(1)",
+	"select public.pg_notify('c', 'x')",
+	"select pg_notify('c', b) from t",
+	"(select 1)",
 	"values (1)",
 	"table t",
 	"select * from t",
-	"select 1 for update",
 	"select * from t for key share",
 	"select * from t for update for key share",
 	"select * from t for update of t",
@@ -103,7 +123,16 @@ var withoutOwnRows = []string{
 	"select nextval('s') from t",
 
 	"insert into t (a) select a from u",
-	"insert into t (a) select 1 for update",
+	"insert into t (a) select 1 from u",
+	"insert into t (a) select unnest(array[1]) from t",
+	"insert into t (a) select (select max(a) from u)",
+	"insert into t (a) select 1 where exists (select from u)",
+	"insert into t (a) select 1 where not exists (table u)",
+	"insert into t (a) select 1 union select a from u",
+	"insert into t (a) select 1 limit (select count(*) from u)",
+	"insert into t (a) select 1 returning (select max(a) from u)",
+	"insert into t (id) select 1 on conflict do nothing",
+	"insert into t (a) select transfer(1)",
 	"insert into t (a) (select 1)",
 	"insert into t (a) (values (1))",
 	"insert into t (a) table u",
@@ -152,7 +181,6 @@ var withoutOwnRows = []string{
 	"call p(1)",
 
 	"",
-	"select",
 	"insert",
 	"update",
 	"delete",
@@ -332,7 +360,7 @@ func notOwn(p plan, keyword Keyword) error {
 		return fmt.Errorf("it reads %q", read)
 	case keyword == Insert && len(read) > 0:
 		return fmt.Errorf("it inserts what it reads from %q", read)
-	case keyword == Select && locks == 0:
+	case keyword == Select && locks == 0 && len(read) > 0:
 		return errors.New("it locks no rows")
 	}
 	return nil

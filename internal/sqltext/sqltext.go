@@ -114,17 +114,25 @@ type Info struct {
 
 	// OwnRows is set if the text is exactly one statement and the rows it
 	// returns or counts are of the transaction's own making or locked by it, so
-	// that what it shows stays true for as long as it is not undone: INSERT …
-	// VALUES that skips no row, UPDATE and DELETE without any other relation,
-	// SELECT of one relation FOR [NO KEY] UPDATE or FOR SHARE. It calls only
-	// harmless functions that do not look at the catalog, nextval, currval and
-	// lastval, and casts to built-in types only. It says nothing about rows
-	// that were not found: they can appear. The package comment says what the
-	// text does not show.
+	// that what it shows stays true for as long as it is not undone: INSERT of
+	// VALUES or of a SELECT without FROM, such as one of unnest, that skips no row
+	// for a conflict, UPDATE and DELETE without any other relation, SELECT of one
+	// relation FOR [NO KEY] UPDATE or FOR SHARE, SELECT without FROM. It calls only
+	// harmless functions that do not look at the catalog, nextval, currval,
+	// lastval and pg_notify, and casts to built-in types only. It says nothing
+	// about rows that were not found: they can appear. The package comment says
+	// what the text does not show.
 	OwnRows bool
 	// Returning is set if an INSERT, UPDATE, DELETE or MERGE of the text, one
 	// in a WITH list not among them, has a RETURNING clause.
 	Returning bool
+	// Whole is set if the text is exactly one statement that the server does as a
+	// whole or not at all, outside a transaction too, and that can be executed again
+	// if it was not done: SELECT, VALUES, TABLE, WITH, SHOW, INSERT, UPDATE, DELETE,
+	// MERGE; TRUNCATE, COMMENT, GRANT, REVOKE, and CREATE, ALTER and DROP of what
+	// applications have, but nothing CONCURRENTLY. Functions that commit by themselves
+	// (dblink) have a Hazard.
+	Whole bool
 	// CopyFreeze is set if a COPY has the option FREEZE.
 	CopyFreeze bool
 

@@ -48,6 +48,7 @@ const (
 	wordCluster
 	wordComment
 	wordCommit
+	wordConcurrently
 	wordConflict
 	wordConstraints
 	wordCopy
@@ -114,6 +115,7 @@ const (
 	wordOffset
 	wordOn
 	wordOnly
+	wordOr
 	wordOrder
 	wordOuter
 	wordOver
@@ -136,9 +138,11 @@ const (
 	wordRollback
 	wordRollup
 	wordSavepoint
+	wordSchema
 	wordSearch
 	wordSecurity
 	wordSelect
+	wordSequence
 	wordSession
 	wordSet
 	wordSets
@@ -154,11 +158,15 @@ const (
 	wordTime
 	wordTo
 	wordTransaction
+	wordTrigger
 	wordTrue
 	wordTruncate
+	wordType
 	wordUescape
 	wordUnion
+	wordUnique
 	wordUnlisten
+	wordUnlogged
 	wordUpdate
 	wordUpsert
 	wordUsing
@@ -166,6 +174,7 @@ const (
 	wordValues
 	wordVarying
 	wordVerbose
+	wordView
 	wordWhere
 	wordWindow
 	wordWith
@@ -223,7 +232,9 @@ func buildWords() map[string]word {
 		"nothing": wordNothing, "nowait": wordNowait, "offset": wordOffset, "only": wordOnly,
 		"returning": wordReturning, "system": wordSystem, "time": wordTime, "union": wordUnion, "using": wordUsing,
 		"where": wordWhere, "window": wordWindow, "null": wordNull, "true": wordTrue, "false": wordFalse,
-		"default": wordDefault,
+		"default":      wordDefault,
+		"concurrently": wordConcurrently, "or": wordOr, "schema": wordSchema, "sequence": wordSequence,
+		"trigger": wordTrigger, "type": wordType, "unique": wordUnique, "unlogged": wordUnlogged, "view": wordView,
 	} {
 		m[name] = word{id: id}
 	}

@@ -1,0 +1,8 @@
+-- +goose Up
+ALTER TABLE customer ADD CONSTRAINT customer_name_key UNIQUE (name);
+CREATE TABLE purchase (id bigserial PRIMARY KEY,
+	customer_id bigint NOT NULL REFERENCES customer (id), item text NOT NULL);
+
+-- +goose Down
+DROP TABLE purchase;
+ALTER TABLE customer DROP CONSTRAINT customer_name_key;

@@ -1,0 +1,12 @@
+package sqlx
+
+import (
+	"os"
+	"testing"
+
+	"github.com/pgretry/pgretry/compat/script"
+)
+
+func TestMain(m *testing.M) { os.Exit(script.Main(m)) }
+
+func TestSqlx(t *testing.T) { script.Test(t, Open) }
