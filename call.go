@@ -65,7 +65,7 @@ func noRelease() error { return nil }
 
 // command executes a statement of the driver's own.
 func (c *conn) command(ctx context.Context, text string) error {
-	defer c.tap.cache.asks()()
+	defer c.tap.asks()()
 	_, err := c.session.ExecContext(ctx, text, nil)
 	if err != driver.ErrSkip { //nolint:errorlint // drivers must return it bare
 		return err
@@ -81,7 +81,7 @@ func (c *conn) command(ctx context.Context, text string) error {
 // ask executes a query of the driver's own and returns the first value of its first
 // row, as text; "" if there is none.
 func (c *conn) ask(ctx context.Context, text string) (answer string, err error) {
-	defer c.tap.cache.asks()()
+	defer c.tap.asks()()
 	rows, err := c.session.QueryContext(ctx, text, nil)
 	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
 		prepared, prepareErr := c.session.PrepareContext(ctx, text)

@@ -456,6 +456,7 @@ func (d *detector) choose(circle lockgraph.Cycle, sights map[*conn]sight) (victi
 
 // askAll executes a query of the driver's own and calls take with each row, as text.
 func (c *conn) askAll(ctx context.Context, text string, take func([]string) error) (err error) {
+	defer c.tap.asks()()
 	rows, err := c.session.QueryContext(ctx, text, nil)
 	if err != nil {
 		return err

@@ -50,6 +50,10 @@ type tap struct {
 	resetter  driver.SessionResetter
 	validator driver.Validator
 
+	// own is told when a statement is the driver's own, if the inner connection wants to
+	// know.
+	own interface{ Own(bool) }
+
 	wire  *wire   // nil unless the inner connection is lib/pq's and dialled as it does by default
 	peek  *peeker // at pgx's socket, nil if there is none
 	libPQ bool    // the inner connection is lib/pq's own
@@ -89,6 +93,7 @@ func newTap(inner driver.Conn, socket *wire) *tap {
 	t.queryOld, _ = inner.(driver.Queryer) //nolint:staticcheck // see the field
 	t.resetter, _ = inner.(driver.SessionResetter)
 	t.validator, _ = inner.(driver.Validator)
+	t.own, _ = inner.(interface{ Own(bool) })
 	return t
 }
 
@@ -128,6 +133,19 @@ func (t *tap) silenceNotices(copying bool) (restore func()) {
 	}
 	pq.SetNoticeHandler(t.Conn, nil)
 	return func() { pq.SetNoticeHandler(t.Conn, handler) }
+}
+
+// asks says that what follows is the driver's own, until answered is called.
+func (t *tap) asks() (answered func()) {
+	known := t.cache.asks()
+	if t.own == nil {
+		return known
+	}
+	t.own.Own(true)
+	return func() {
+		t.own.Own(false)
+		known()
+	}
 }
 
 // typeName returns the name of the type a pointer leads to, with its package's path.

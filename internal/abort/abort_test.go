@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -102,74 +101,16 @@ func TestWithoutInjectionDatabaseSQLSeesTheInnerDriver(t *testing.T) {
 	})
 }
 
-var optionalInterfaces = []reflect.Type{
-	reflect.TypeFor[driver.ColumnConverter](), //nolint:staticcheck // database/sql still asks for it
-	reflect.TypeFor[driver.ConnBeginTx](),
-	reflect.TypeFor[driver.ConnPrepareContext](),
-	reflect.TypeFor[driver.Execer](), //nolint:staticcheck // database/sql still asks for it
-	reflect.TypeFor[driver.ExecerContext](),
-	reflect.TypeFor[driver.NamedValueChecker](),
-	reflect.TypeFor[driver.Pinger](),
-	reflect.TypeFor[driver.Queryer](), //nolint:staticcheck // database/sql still asks for it
-	reflect.TypeFor[driver.QueryerContext](),
-	reflect.TypeFor[driver.RowsColumnTypeDatabaseTypeName](),
-	reflect.TypeFor[driver.RowsColumnTypeLength](),
-	reflect.TypeFor[driver.RowsColumnTypeNullable](),
-	reflect.TypeFor[driver.RowsColumnTypePrecisionScale](),
-	reflect.TypeFor[driver.RowsColumnTypeScanType](),
-	reflect.TypeFor[driver.RowsNextResultSet](),
-	reflect.TypeFor[driver.SessionResetter](),
-	reflect.TypeFor[driver.StmtExecContext](),
-	reflect.TypeFor[driver.StmtQueryContext](),
-	reflect.TypeFor[driver.Validator](),
-}
-
-func TestOptionalInterfacesAreThoseOfLibPQ(t *testing.T) {
-	inner, err := pq.NewConnector(pgtest.DSN(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	connector, err := abort.NewConnector(inner)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// What each of the two has, by what has it.
-	interfaces := func(c driver.Connector) map[string][]string {
-		conn, err := c.Connect(t.Context())
+// The other optional interfaces, and those of connections and statements that are
+// there or not, are those of the scripted driver, one set after the other.
+func TestWithoutInjectionDatabaseSQLSeesTheInnerDriversInterfaces(t *testing.T) {
+	parity.RunScripted(t, func(inner driver.Connector) driver.Connector {
+		connector, err := abort.NewConnector(inner)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() {
-			if err := conn.Close(); err != nil {
-				t.Error(err)
-			}
-		}()
-		stmt, err := conn.Prepare(`SELECT $1::int`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rows, err := stmt.(driver.StmtQueryContext).QueryContext(t.Context(), []driver.NamedValue{{Ordinal: 1, Value: int64(1)}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if err := errors.Join(rows.Close(), stmt.Close()); err != nil {
-				t.Error(err)
-			}
-		}()
-		found := make(map[string][]string)
-		for name, value := range map[string]any{"conn": conn, "stmt": stmt, "rows": rows} {
-			for _, i := range optionalInterfaces {
-				if reflect.TypeOf(value).Implements(i) {
-					found[name] = append(found[name], i.String())
-				}
-			}
-		}
-		return found
-	}
-	if got, want := interfaces(connector), interfaces(inner); !maps.EqualFunc(got, want, slices.Equal) {
-		t.Errorf("offers\n%v, lib/pq\n%v", got, want)
-	}
+		return connector
+	})
 }
 
 // steps are the calls that the transaction in the next test makes, with the kind
@@ -484,10 +425,17 @@ func TestWrongOptionsAreErrors(t *testing.T) {
 		"negative probability": abort.WithProbability(-0.1),
 		"too likely":           abort.WithLoneProbability(1.1),
 		"call 0":               abort.WithAbortAt(1, 0),
+		"statement 0":          abort.WithStatementPoint(0),
+		"no SQLSTATE":          abort.WithSQLStates(),
+		"a warning":            abort.WithSQLStates("01000"),
+		"a quote":              abort.WithSQLStates("4000'"),
 	} {
 		if _, err := abort.NewConnector(inner, option); err == nil {
 			t.Errorf("%s is no error", name)
 		}
+	}
+	if _, err := abort.NewConnector(inner, abort.WithCommitPoint(), abort.WithoutCommit()); err == nil {
+		t.Error("COMMIT asked for and ruled out is no error")
 	}
 	if _, err := abort.NewConnector(nil); err == nil {
 		t.Error("no connector is no error")
@@ -502,16 +450,28 @@ func (b bare) Connect(ctx context.Context) (driver.Conn, error) {
 	return struct{ driver.Conn }{conn}, err
 }
 
-func TestConnectionWithoutTheInterfacesIsRefused(t *testing.T) {
+func TestConnectionWithoutOptionalInterfacesIsAbortedAsWell(t *testing.T) {
 	inner, err := pq.NewConnector(pgtest.DSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	connector, err := abort.NewConnector(bare{inner})
+	connector, err := abort.NewConnector(bare{inner}, abort.WithStatementPoint(2), abort.WithCommitPoint())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if conn, err := connector.Connect(t.Context()); err == nil {
-		t.Error("connected", conn.Close())
+	db := sql.OpenDB(connector)
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	connector.Inject(false)
+	mustExec(t, db, `CREATE TABLE item (n int)`)
+	connector.Inject(true)
+	for _, want := range []string{"query", "commit", ""} {
+		step, err := run(t, db, func(*sql.Tx) {})
+		if want == "" && err != nil || want != "" && (step != want || !isConflict(unjoin(err))) {
+			t.Errorf("%s: %v, want an abort at %q", step, err, want)
+		}
+	}
+	if n := items(t, db, connector); n != 3 {
+		t.Errorf("%d rows", n)
 	}
 }

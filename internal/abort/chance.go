@@ -1,78 +1,79 @@
 package abort
 
-import (
-	"context"
-	"database/sql/driver"
-	"errors"
-	"math/rand/v2"
-)
+import "math/rand/v2"
 
-// The errors, as the server would word them.
-var failures = [...]struct{ sqlState, text string }{
-	{"40001", `DO $$ BEGIN RAISE EXCEPTION 'could not serialize access (injected)' USING ERRCODE = '40001'; END $$`},
-	{"40P01", `DO $$ BEGIN RAISE EXCEPTION 'deadlock detected (injected)' USING ERRCODE = '40P01'; END $$`},
-}
-
-// errNotRaised means that the server let pass what cannot pass.
-var errNotRaised = errors.New("abort: the server did not raise the error it was told to")
-
-// draw counts a call and says whether it has to fail, and with which error.
-func (c *conn) draw(kind Kind) (failure int, fails bool) {
+// draw counts a call and says whether it has to fail, and with which SQLSTATE. The
+// statement is the zero value for calls that have none.
+func (c *conn) draw(kind Kind, s statement) (sqlState string, fails bool) {
 	connector := c.connector
-	if connector.off.Load() {
-		return 0, false
+	config := &connector.config
+	if connector.control.off.Load() || c.own && config.withoutOwn {
+		return "", false
 	}
 	c.calls++
-	random := rand.New(rand.NewPCG(connector.config.seed, uint64(c.number)<<32|uint64(c.calls)))
-	failure = random.IntN(len(failures))
-	p := connector.config.inside
+	random := rand.New(rand.NewPCG(config.seed, uint64(c.number)<<32|uint64(c.calls)))
+	sqlState = config.sqlStates[random.IntN(len(config.sqlStates))]
 	if kind == Lone {
-		p = connector.config.lone
-	} else {
-		c.block.calls++
-		fails = connector.config.at[place{c.block.number, c.block.calls}]
+		return sqlState, random.Float64() < config.lone
 	}
-	// One more draw in any case: the outcome of this must not depend on the above.
-	return failure, random.Float64() < p || fails
+	if kind == Commit && config.withoutCommit {
+		return "", false
+	}
+	b := &c.block
+	b.calls++
+	if kind.isStatement() && !s.isSavepoint() {
+		b.statements++
+	}
+	// The draw comes in any case: what follows must not depend on the rest.
+	fails = random.Float64() < config.perCall
+	fails = fails || config.at[place{b.number, b.calls}]
+	if b.number == 0 {
+		return sqlState, fails
+	}
+	return sqlState, c.isPicked(kind, s, random) || c.isPoint(kind, s) || fails
 }
 
-// raise makes the server fail and returns its error.
-func (c *conn) raise(ctx context.Context, kind Kind, failure int) error {
-	_, err := c.session.ExecContext(ctx, failures[failure].text, nil)
-	if err == nil {
-		return errNotRaised
+// unknownLength is what a transaction is thought to have while none was seen.
+const unknownLength = 4
+
+// callsLeft guesses how many calls the block is going to make, this one included.
+func (c *conn) callsLeft(random *rand.Rand) int64 {
+	guess := c.connector.lengths.guess(c.block.kind, random)
+	if guess == 0 && !c.connector.config.withoutCommit {
+		guess = unknownLength // if it is too much, there still is COMMIT
 	}
-	if sqlState(err) == failures[failure].sqlState {
-		c.connector.injected[kind].Add(1)
-	}
-	c.block.failed(err)
-	return err
+	return max(1, guess-c.block.calls+1)
 }
 
-// abort makes the server fail in place of a call, if the call is one that has to.
-// It returns nil if the call should be made.
-func (c *conn) abort(ctx context.Context, kind Kind) error {
-	failure, fails := c.draw(kind)
-	if !fails {
-		return nil
+// isPicked says whether the call is the one that the block's own draw picked. An
+// attempt that is to fail and comes to its COMMIT before, fails there.
+func (c *conn) isPicked(kind Kind, s statement, random *rand.Rand) bool {
+	b, config := &c.block, &c.connector.config
+	if config.perAttempt == 0 {
+		return false
 	}
-	return c.raise(ctx, kind, failure)
+	if !b.drawn {
+		b.drawn, b.pick = true, 0
+		done := b.calls - 1
+		if done == 0 {
+			b.kind = kindOfLength(s)
+		}
+		if fails := random.Float64() < config.perAttempt; fails {
+			b.pick = done + 1 + random.Int64N(c.callsLeft(random))
+		}
+	}
+	return b.pick == b.calls || kind == Commit && b.pick > b.calls
 }
 
-// sqlState returns the SQLSTATE of a server's error, or "".
-func sqlState(err error) string {
-	var state interface{ SQLState() string }
-	if errors.As(err, &state) {
-		return state.SQLState()
+// isPoint says whether the call is the point at which this attempt is to fail.
+func (c *conn) isPoint(kind Kind, s statement) bool {
+	b, points := &c.block, c.connector.config.points
+	if b.attempt > int64(len(points)) {
+		return false
 	}
-	return ""
-}
-
-// named gives arguments from before names the form of today.
-func named(values []driver.Value) []driver.NamedValue {
-	list := make([]driver.NamedValue, len(values))
-	for i, value := range values {
-		list[i] = driver.NamedValue{Ordinal: i + 1, Value: value}
+	n := points[b.attempt-1]
+	if n == atCommit {
+		return kind == Commit
 	}
-	return list
+	return kind.isStatement() && !s.isSavepoint() && b.statements == n
 }

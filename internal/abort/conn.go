@@ -7,64 +7,60 @@ import (
 	"github.com/pgretry/pgretry/internal/sqltext"
 )
 
-// session is a connection with every optional interface that lib/pq's has.
-type session interface {
-	driver.Conn
-	driver.ConnBeginTx
-	driver.ConnPrepareContext
-	driver.Execer //nolint:staticcheck // lib/pq's connection has it
-	driver.ExecerContext
-	driver.NamedValueChecker
-	driver.Pinger
-	driver.Queryer //nolint:staticcheck // lib/pq's connection has it
-	driver.QueryerContext
-	driver.SessionResetter
-	driver.Validator
-}
-
-var _ session = (*conn)(nil)
+var (
+	_ driver.Conn               = (*conn)(nil)
+	_ driver.ConnBeginTx        = (*conn)(nil)
+	_ driver.ConnPrepareContext = (*conn)(nil)
+	_ driver.NamedValueChecker  = (*conn)(nil)
+	_ driver.Pinger             = (*conn)(nil)
+)
 
 // conn is a connection. One call at a time is made on it.
 type conn struct {
-	session
+	session   session
 	connector *Connector
 	number    int64 // of the connector's connections, from 1
 	calls     int64 // that could have failed
+	own       bool  // the driver around it makes calls that are not the application's
+	streak    int64 // of blocks, up to the last one, that were aborted here on purpose
 	block     block
 }
 
 // Raw returns the inner connection.
-func (c *conn) Raw() driver.Conn { return c.session }
+func (c *conn) Raw() driver.Conn { return c.session.Conn }
 
-func (c *conn) Exec(query string, args []driver.Value) (driver.Result, error) {
-	return c.ExecContext(context.Background(), query, named(args))
-}
+// Own tells whether the calls that follow are pgretry's own and not the application's.
+func (c *conn) Own(own bool) { c.own = own }
 
-func (c *conn) Query(query string, args []driver.Value) (driver.Rows, error) {
-	return c.QueryContext(context.Background(), query, named(args))
-}
+func (c *conn) Close() error { return c.session.Close() }
 
-func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	info := sqltext.Analyze(query)
-	if kind, may := c.kindOf(info, Exec); may {
-		if err := c.abort(ctx, kind); err != nil {
-			return nil, err
-		}
+func (c *conn) exec(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	s := statement{text: query, info: sqltext.Analyze(query)}
+	before := c.block
+	if err := c.abort(ctx, Exec, s); err != nil {
+		return nil, err
 	}
-	result, err := c.session.ExecContext(ctx, query, args)
-	c.executed(info, err)
+	result, err := c.session.execContext(ctx, query, args)
+	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
+		c.block = before // it will be prepared, and counts as what it is then
+		return nil, err
+	}
+	c.executed(ctx, s, err)
 	return result, err
 }
 
-func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	info := sqltext.Analyze(query)
-	if kind, may := c.kindOf(info, Query); may {
-		if err := c.abort(ctx, kind); err != nil {
-			return nil, err
-		}
+func (c *conn) query(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	s := statement{text: query, info: sqltext.Analyze(query)}
+	before := c.block
+	if err := c.abort(ctx, Query, s); err != nil {
+		return nil, err
 	}
-	inner, err := c.session.QueryContext(ctx, query, args)
-	c.executed(info, err)
+	inner, err := c.session.queryContext(ctx, query, args)
+	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
+		c.block = before
+		return nil, err
+	}
+	c.executed(ctx, s, err)
 	if err != nil {
 		return nil, err
 	}
@@ -76,22 +72,21 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 }
 
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	info := sqltext.Analyze(query)
-	if kind, may := c.kindOf(info, Prepare); may && kind == Prepare {
-		if err := c.abort(ctx, kind); err != nil {
+	s := statement{text: query, info: sqltext.Analyze(query)}
+	if c.block.state != outside {
+		if err := c.abort(ctx, Prepare, s); err != nil {
 			return nil, err
 		}
 	}
-	inner, err := c.session.PrepareContext(ctx, query)
+	inner, err := c.session.prepareContext(ctx, query)
 	if err != nil {
 		c.block.failed(err)
 		return nil, err
 	}
-	full, ok := inner.(innerStmt)
-	if !ok {
-		return inner, nil // COPY FROM STDIN is no ordinary statement
+	if s.info.Copy == sqltext.CopyFromClient {
+		return inner, nil // no ordinary statement: lib/pq sends rows with it
 	}
-	return &stmt{innerStmt: full, conn: c, info: info}, nil
+	return newStmt(c, s, inner), nil
 }
 
 func (c *conn) Begin() (driver.Tx, error) {
@@ -99,10 +94,24 @@ func (c *conn) Begin() (driver.Tx, error) {
 }
 
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	inner, err := c.session.BeginTx(ctx, opts)
+	inner, err := c.session.beginTx(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
-	c.enter()
+	c.enter(ctx)
 	return &tx{inner: inner, conn: c}, nil
+}
+
+func (c *conn) Ping(ctx context.Context) error {
+	if c.session.pinger == nil {
+		return nil
+	}
+	return c.session.pinger.Ping(ctx)
+}
+
+func (c *conn) CheckNamedValue(value *driver.NamedValue) error {
+	if c.session.checker == nil {
+		return driver.ErrSkip
+	}
+	return c.session.checker.CheckNamedValue(value)
 }

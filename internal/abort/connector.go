@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"io"
 	"sync/atomic"
 )
@@ -20,46 +19,57 @@ type Connector struct {
 	inner  driver.Connector
 	config config
 
-	off          atomic.Bool
+	control      *Control
 	connections  atomic.Int64
 	transactions atomic.Int64
-	injected     counters
+	lengths      lengths
 }
 
-// NewConnector returns a connector around inner, which must lead to connections
-// with the optional interfaces that lib/pq's have. It injects from the start.
+// Control switches the injection of one or more connectors and counts what they
+// inject, see [WithControl]. The zero value is ready for use and lets them inject.
+type Control struct {
+	off      atomic.Bool
+	injected counters
+}
+
+// Inject switches injection on or off, for set-up and final checks. What happens
+// while it is off is not counted in the numbers of calls and transactions, and a
+// transaction that begins then is not disturbed but by WithProbability.
+func (c *Control) Inject(on bool) { c.off.Store(!on) }
+
+// Injected returns how many calls were made to fail so far.
+func (c *Control) Injected() Counts { return c.injected.snapshot() }
+
+// NewConnector returns a connector around inner. It injects from the start.
 func NewConnector(inner driver.Connector, options ...Option) (*Connector, error) {
 	if inner == nil {
 		return nil, errors.New("abort: the connector given to NewConnector is nil")
 	}
-	c := &Connector{inner: inner}
-	for _, option := range options {
-		if err := option(&c.config); err != nil {
-			return nil, err
-		}
+	config, err := newConfig(options)
+	if err != nil {
+		return nil, err
+	}
+	c := &Connector{inner: inner, config: config, control: config.control}
+	if c.control == nil {
+		c.control = new(Control)
 	}
 	return c, nil
 }
 
-// Inject switches injection on or off, for set-up and final checks. What happens
-// while it is off is not counted in the numbers of calls and transactions.
-func (c *Connector) Inject(on bool) { c.off.Store(!on) }
+// Inject is Inject of the connector's [Control].
+func (c *Connector) Inject(on bool) { c.control.Inject(on) }
 
-// Injected returns how many calls were made to fail so far.
-func (c *Connector) Injected() Counts { return c.injected.snapshot() }
+// Injected is Injected of the connector's [Control].
+func (c *Connector) Injected() Counts { return c.control.Injected() }
 
-// Connect opens a connection. An error is the inner connector's, or says which
-// interface the inner connection lacks.
+// Connect opens a connection. An error is the inner connector's.
 func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 	inner, err := c.inner.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	full, ok := inner.(session)
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("abort: connection of type %T lacks interfaces that lib/pq's have", inner), inner.Close())
-	}
-	return &conn{session: full, connector: c, number: c.connections.Add(1)}, nil
+	made := &conn{session: newSession(inner), connector: c, number: c.connections.Add(1)}
+	return made.offering(), nil
 }
 
 // Driver returns the inner connector's driver.

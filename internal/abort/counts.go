@@ -30,6 +30,15 @@ func (k Kind) String() string {
 	return "none"
 }
 
+// isStatement is true of the calls that execute a statement in a block.
+func (k Kind) isStatement() bool {
+	switch k {
+	case Exec, Query, StmtExec, StmtQuery:
+		return true
+	}
+	return false
+}
+
 // Counts says how many calls of each kind were made to fail. Kinds without any
 // are absent.
 type Counts map[Kind]int64

@@ -16,20 +16,24 @@ type tx struct {
 // where a COMMIT that failed leaves a session.
 func (t *tx) Commit() error {
 	c := t.conn
+	whole := c.block.injected == 0
 	if c.block.state == active {
-		if failure, fails := c.draw(Commit); fails {
-			err := c.raise(context.Background(), Commit, failure)
-			// The connection is broken if this fails, and it will say so itself.
-			_ = t.inner.Rollback()
-			c.block.state = outside
-			return err
+		if state, fails := c.draw(Commit, statement{}); fails {
+			err := c.raise(context.Background(), Commit, state)
+			if sqlState(err) != inFailedTransaction {
+				// The connection is broken if this fails, and it will say so itself.
+				_ = t.inner.Rollback()
+				c.leave(whole)
+				return err
+			}
+			// Something unseen had aborted the block, and COMMIT will say so.
 		}
 	}
-	c.block.state = outside
+	c.leave(whole)
 	return t.inner.Commit()
 }
 
 func (t *tx) Rollback() error {
-	t.conn.block.state = outside
+	t.conn.leave(t.conn.block.injected == 0)
 	return t.inner.Rollback()
 }
