@@ -2,8 +2,11 @@ package abort
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
 )
 
 // inFailedTransaction is the SQLSTATE of everything in a block that is aborted.
@@ -35,7 +38,9 @@ func (c *conn) raise(ctx context.Context, kind Kind, state string) error {
 	}
 	raised := sqlState(err)
 	if raised == state {
-		c.connector.control.injected[kind].Add(1)
+		if c.block.script == nil {
+			c.connector.control.injected[kind].Add(1)
+		}
 		if kind != Lone {
 			c.block.onPurpose = true
 			c.block.injected++
@@ -51,12 +56,21 @@ func (c *conn) raise(ctx context.Context, kind Kind, state string) error {
 // abort makes the server fail in place of a call with the statement, if the call is
 // one that has to; inside is its kind in a block. It returns nil if the call should
 // be made.
-func (c *conn) abort(ctx context.Context, inside Kind, s statement) error {
+func (c *conn) abort(ctx context.Context, inside Kind, s statement, args []driver.NamedValue) error {
+	if err := c.checkScripted(s); err != nil {
+		return err
+	}
 	kind, may := c.kindOf(s, inside)
+	if kind.IsStatement() && !c.own {
+		c.block.executed++
+	}
 	if !may {
+		if c.block.script != nil && !c.own && s.info.Keyword == sqltext.RollbackTo {
+			c.block.script.Call(Call{Kind: kind, Text: s.text, Args: args, Statement: c.block.executed, Spared: true})
+		}
 		return nil
 	}
-	state, fails := c.draw(kind, s)
+	state, fails := c.draw(kind, s, args)
 	if !fails {
 		return nil
 	}
