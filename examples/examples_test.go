@@ -84,10 +84,11 @@ func TestEveryProgramRunsWhenPasted(t *testing.T) {
 			matches(`(?s)committed, .*committed, .*a duplicate is a 23505 of account_pkey\n$`)(t, out)
 			matches(`attempts: ([2-9]|\d\d)\n`)(t, out)
 		},
+		"testing":       matches(`^collected: 50\n$`),
 		"tracing":       showsADeadlock,
 		"withoutreplay": matches(`^the device is off and is told to switch on\n0 of 1 transactions could be replayed; not: map\[context:1\]\n$`),
 	}
-	programs, err := filepath.Glob("*/*.go")
+	programs, err := filepath.Glob("*/main.go")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,21 @@ func closureDB(t *testing.T) *sql.DB {
 	return db
 }
 
+// closureOn is Closure for the schema of the test alone: others may share the server.
+func closureOn(tb testing.TB, db *sql.DB, fn func(ctx context.Context, tx *sql.Tx) error, options ...pgretrytest.ClosureOption) {
+	tb.Helper()
+	pgretrytest.Closure(tb, db, fn, append(options, inOwnSchema(tb, db))...)
+}
+
+func inOwnSchema(tb testing.TB, db *sql.DB) pgretrytest.ClosureOption {
+	tb.Helper()
+	var schema string
+	if err := db.QueryRowContext(tb.Context(), `SELECT current_schema()`).Scan(&schema); err != nil {
+		tb.Fatalf("%v", err)
+	}
+	return pgretrytest.InSchemas(schema)
+}
+
 // contents is everything in the tables and where the sequence stands.
 func contents(t *testing.T, db *sql.DB) string {
 	t.Helper()
@@ -74,7 +89,8 @@ type closure struct {
 
 func goodClosures() map[string]closure {
 	var ids []int64
-	var total int
+	var total, runs int
+	struck := time.Unix(0, 0)
 	var made struct {
 		ID string
 		At time.Time
@@ -143,6 +159,16 @@ func goodClosures() map[string]closure {
 			name := fmt.Sprintf("s%d", time.Now().UnixNano())
 			return exec(ctx, tx, `SAVEPOINT `+name, `DELETE FROM big`, `ROLLBACK TO `+name, `SAVEPOINT `+name+`b`, `RELEASE `+name+`b`)
 		}},
+		"a clock that strikes later": {
+			fn: func(ctx context.Context, tx *sql.Tx) error {
+				if runs++; runs > 2 {
+					struck = time.Unix(int64(runs), 0)
+				}
+				_, err := tx.ExecContext(ctx, `INSERT INTO token (id, made) VALUES ('00000000-0000-0000-0000-000000000001', $1)`, struck)
+				return err
+			},
+			options: []pgretrytest.ClosureOption{pgretrytest.Results(&struck)},
+		},
 		"many rows": {
 			fn: func(ctx context.Context, tx *sql.Tx) error {
 				total = 0
@@ -209,7 +235,7 @@ func TestClosuresThatCanBeRunAgainPass(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			db := closureDB(t)
 			before := contents(t, db)
-			pgretrytest.Closure(t, db, c.fn, c.options...)
+			closureOn(t, db, c.fn, c.options...)
 			if after := contents(t, db); after != before {
 				t.Errorf("the trials have left\n%s, there was\n%s", after, before)
 			}
@@ -307,6 +333,17 @@ func TestClosuresThatKeepSomethingFail(t *testing.T) {
 				}
 			},
 			want: []string{`aborted at the end of the rows of statement 1 of 1, SELECT id FROM account ORDER BY id, with 40\w+:\n\s+result 1 \(\[\]int\) is \[1 2 1 2\], undisturbed \[1 2\]`},
+		},
+		"a buffer used again": {
+			make: func(*sql.DB) closure {
+				buffer := make([]byte, 1)
+				return closure{fn: func(ctx context.Context, tx *sql.Tx) error {
+					buffer[0]++
+					_, err := tx.ExecContext(ctx, `INSERT INTO token (secret) VALUES (encode($1::bytea, 'hex'))`, buffer)
+					return err
+				}}
+			},
+			want: []string{`sent other arguments: statement 1 is\s+INSERT INTO token .* \$1="\\x02"\s+undisturbed\s+INSERT INTO token .* \$1="\\x01"`},
 		},
 		"an abort swallowed in a savepoint": {
 			make: func(*sql.DB) closure {
@@ -426,7 +463,7 @@ func TestClosuresThatKeepSomethingFail(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			db := closureDB(t)
 			c := test.make(db)
-			r := recorded(t, func(tb testing.TB) { pgretrytest.Closure(tb, db, c.fn, c.options...) })
+			r := recorded(t, func(tb testing.TB) { closureOn(tb, db, c.fn, c.options...) })
 			said := r.all()
 			for _, pattern := range test.want {
 				if !regexp.MustCompile(`(?m)` + pattern).MatchString(said) {
@@ -444,7 +481,7 @@ func TestEachPointIsTriedWhateverTheOthersShow(t *testing.T) {
 	db := closureDB(t)
 	total := 0
 	r := recorded(t, func(tb testing.TB) {
-		pgretrytest.Closure(tb, db, func(ctx context.Context, tx *sql.Tx) error {
+		closureOn(tb, db, func(ctx context.Context, tx *sql.Tx) error {
 			total++
 			return exec(ctx, tx, `UPDATE account SET balance = 7 WHERE id = 1`, `UPDATE account SET balance = 7 WHERE id = 2`)
 		}, pgretrytest.Results(&total))
@@ -469,7 +506,7 @@ func TestPointsAreBounded(t *testing.T) {
 		}
 		return nil
 	}
-	r := recorded(t, func(tb testing.TB) { pgretrytest.Closure(tb, db, fn, pgretrytest.MaxPoints(5)) })
+	r := recorded(t, func(tb testing.TB) { closureOn(tb, db, fn, pgretrytest.MaxPoints(5)) })
 	if said := r.all(); strings.TrimSpace(said) != "" {
 		t.Error(said)
 	}
@@ -480,7 +517,7 @@ func TestPointsAreBounded(t *testing.T) {
 		t.Errorf("it logged %q", r.logs)
 	}
 	runs = 0
-	pgretrytest.Closure(t, db, fn)
+	closureOn(t, db, fn)
 	if runs != 2+2*21 {
 		t.Errorf("without a bound it ran %d times", runs)
 	}
@@ -489,7 +526,7 @@ func TestPointsAreBounded(t *testing.T) {
 func TestRowsOfAQueryAreThreePointsAtMost(t *testing.T) {
 	db := closureDB(t)
 	runs := 0
-	pgretrytest.Closure(t, db, func(ctx context.Context, tx *sql.Tx) error {
+	closureOn(t, db, func(ctx context.Context, tx *sql.Tx) error {
 		runs++
 		rows, err := tx.QueryContext(ctx, `SELECT n FROM big`)
 		if err != nil {
@@ -513,7 +550,7 @@ func TestWhatIsNotComparedIsLogged(t *testing.T) {
 	db := closureDB(t)
 	var at time.Time
 	r := recorded(t, func(tb testing.TB) {
-		pgretrytest.Closure(tb, db, func(ctx context.Context, tx *sql.Tx) error {
+		closureOn(tb, db, func(ctx context.Context, tx *sql.Tx) error {
 			at = time.Now()
 			_, err := tx.ExecContext(ctx, `INSERT INTO token (made) VALUES ($1)`, at)
 			return err
@@ -534,23 +571,19 @@ func TestWhatIsNotComparedIsLogged(t *testing.T) {
 
 func TestOtherSchemasMayChangeIfTheyAreLeftOut(t *testing.T) {
 	db := closureDB(t)
-	var schema string
-	if err := db.QueryRow(`SELECT current_schema()`).Scan(&schema); err != nil {
-		t.Fatal(err)
-	}
 	other, err := sql.Open(pgretry.DriverName, pgtest.DSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	closedAtLast(t, other)
-	mustExec(t, other, `CREATE TABLE noise (n int)`)
+	mustExec(t, other, `CREATE TABLE noise (n bigserial PRIMARY KEY)`)
 	fn := func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := other.ExecContext(context.Background(), `INSERT INTO noise VALUES (1)`); err != nil {
+		if _, err := other.ExecContext(context.Background(), `INSERT INTO noise DEFAULT VALUES`); err != nil {
 			return err
 		}
 		return move(ctx, tx)
 	}
-	pgretrytest.Closure(t, db, fn, pgretrytest.InSchemas(schema))
+	closureOn(t, db, fn)
 	r := recorded(t, func(tb testing.TB) { pgretrytest.Closure(tb, db, fn) })
 	if !strings.Contains(r.fatal, "noise") {
 		t.Errorf("without the option it says %q", r.all())

@@ -92,8 +92,9 @@ func IgnoreArgument(prefix string, position int) ClosureOption {
 	}
 }
 
-// InSchemas has only the tables of these schemas, and temporary ones, compared. Those of
-// others may then change during the trials. The default is all that the role can read.
+// InSchemas has only the tables of these schemas, and temporary ones, compared, and only their
+// sequences set back. Those of others may then be used by others during the trials. The
+// default is all that the role can read.
 func InSchemas(names ...string) ClosureOption {
 	return func(c *closureConfig) error {
 		c.schemas = append(c.schemas, names...)

@@ -43,7 +43,7 @@ func (r *results) values() []any {
 func (r *results) learn(first, second []any) (learned []string) {
 	for i := range first {
 		for _, d := range differences(first[i], second[i]) {
-			if place := r.place(i) + d.path; d.varies {
+			if place := r.place(i) + d.path; d.varies && !r.varies[place] {
 				r.varies[place] = true
 				learned = append(learned, place)
 			}

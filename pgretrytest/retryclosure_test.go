@@ -26,11 +26,12 @@ func helper(ctx context.Context, db *sql.DB, fn func(ctx context.Context, tx *sq
 func TestClosuresOfRetryPass(t *testing.T) {
 	// What the connector aborts otherwise has nothing to do with the trials.
 	db, aborting := open(t, pgretrytest.WithProbability(1), pgretrytest.AtCommit())
+	schema := inOwnSchema(t, db)
 	runs := 0
 	pgretrytest.RetryClosure(t, db, func(ctx context.Context) error {
 		runs++
 		return helper(ctx, db, move)
-	})
+	}, schema)
 	if runs != 2+2*3 {
 		t.Errorf("it ran %d times, two statements and COMMIT are three points", runs)
 	}
@@ -46,6 +47,26 @@ func TestClosuresOfRetryPass(t *testing.T) {
 	}
 }
 
+// Sessions draw numbers in advance, and those of a pool live longer than an attempt.
+func TestNumbersDrawnInAdvanceAreForgotten(t *testing.T) {
+	db, aborting := open(t)
+	aborting.Pause()
+	mustExec(t, db, `CREATE SEQUENCE number CACHE 10`)
+	var numbers []int
+	pgretrytest.RetryClosure(t, db, func(ctx context.Context) error {
+		numbers = nil
+		return helper(ctx, db, func(ctx context.Context, tx *sql.Tx) error {
+			var n int
+			if err := tx.QueryRowContext(ctx, `SELECT nextval('number')`).Scan(&n); err != nil {
+				return err
+			}
+			numbers = append(numbers, n)
+			_, err := tx.ExecContext(ctx, takeOne, n)
+			return err
+		})
+	}, pgretrytest.Results(&numbers), inOwnSchema(t, db))
+}
+
 func TestConnectorInTheDatabaseLetsTheClosureUseIt(t *testing.T) {
 	db, aborting := open(t)
 	stmt, err := db.PrepareContext(t.Context(), giveOne)
@@ -57,7 +78,7 @@ func TestConnectorInTheDatabaseLetsTheClosureUseIt(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	pgretrytest.Closure(t, db, func(ctx context.Context, tx *sql.Tx) error {
+	closureOn(t, db, func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.StmtContext(ctx, stmt).ExecContext(ctx, 1); err != nil {
 			return err
 		}
@@ -151,7 +172,7 @@ func TestClosuresOfRetryThatKeepSomethingFail(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			db, _ := open(t)
 			fn := test.fn(db)
-			r := recorded(t, func(tb testing.TB) { pgretrytest.RetryClosure(tb, db, fn) })
+			r := recorded(t, func(tb testing.TB) { pgretrytest.RetryClosure(tb, db, fn, inOwnSchema(t, db)) })
 			if !regexp.MustCompile(test.want).MatchString(r.all()) {
 				t.Errorf("it does not say %s, but\n%s", test.want, r.all())
 			}

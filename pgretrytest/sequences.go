@@ -21,11 +21,11 @@ type sequences struct {
 const listSequences = `SELECT c.oid::text, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE CASE WHEN c.relkind = 'S' AND c.relpersistence <> 't' AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-	THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT') AND pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') END
+	THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT') AND pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') END%s
 ORDER BY 1`
 
-func findSequences(ctx context.Context, on abort.Session) (*sequences, error) {
-	list, err := on.Query(ctx, listSequences)
+func (r *reader) sequences(ctx context.Context, on abort.Session) (*sequences, error) {
+	list, err := on.Query(ctx, fmt.Sprintf(listSequences, r.condition))
 	if err != nil {
 		return nil, fmt.Errorf("list the sequences: %w", err)
 	}

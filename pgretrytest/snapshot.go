@@ -155,7 +155,7 @@ func newReader(schemas []string) *reader {
 	return &reader{" AND (n.oid = pg_catalog.pg_my_temp_schema() OR n.nspname IN (" + strings.Join(quoted, ", ") + "))"}
 }
 
-// sameTables says which tables differ between two snapshots, by their digests.
+// differingTables says which tables differ between two snapshots, by their digests.
 func differingTables(a, b snapshot) (names []string) {
 	for _, name := range allTables(a, b) {
 		if a[name] == nil || b[name] == nil || a[name].digest != b[name].digest {

@@ -56,7 +56,7 @@ func newStage(ctx context.Context, db *sql.DB, schemas []string, itself bool) (_
 	}
 	s.side = side
 	s.ends = append(s.ends, end)
-	s.sequences, err = findSequences(ctx, side)
+	s.sequences, err = s.reader.sequences(ctx, side)
 	return s, err
 }
 

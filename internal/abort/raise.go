@@ -30,7 +30,8 @@ func raising(sqlState string) string {
 // errNotRaised means that the server let pass what cannot pass.
 var errNotRaised = errors.New("abort: the server did not raise the error it was told to")
 
-// raise makes the server fail and returns its error.
+// raise makes the server fail and returns its error. If something unseen had aborted the
+// block, that is what the call would have got, too.
 func (c *conn) raise(ctx context.Context, kind Kind, state string) error {
 	err := c.session.run(ctx, raising(state))
 	if err == nil {
@@ -74,11 +75,7 @@ func (c *conn) abort(ctx context.Context, inside Kind, s statement, args []drive
 	if !fails {
 		return nil
 	}
-	err := c.raise(ctx, kind, state)
-	if sqlState(err) == inFailedTransaction {
-		return nil // something unseen had aborted the block: the call will say so
-	}
-	return err
+	return c.raise(ctx, kind, state)
 }
 
 // sqlState returns the SQLSTATE of a server's error, or "".

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"os"
+	"testing"
+
+	"github.com/pgretry/pgretry"
+	"github.com/pgretry/pgretry/pgretrytest"
+)
+
+func TestCollectCanBeRunAgain(t *testing.T) {
+	db, err := pgretry.Open(os.Getenv("DATABASE_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), schema); err != nil {
+		t.Fatal(err)
+	}
+	var collected int
+	pgretrytest.Closure(t, db, func(ctx context.Context, tx *sql.Tx) error {
+		return collect(ctx, tx, &collected)
+	}, pgretrytest.Results(&collected))
+}
