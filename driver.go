@@ -129,7 +129,8 @@ func (c dsnConnector) Driver() driver.Driver                        { return c.d
 // Connector is a [driver.Connector] around another one. It carries what is shared
 // by the connections of one *sql.DB: configuration, statistics, retry budget.
 type Connector struct {
-	inner     driver.Connector // with otelsql around it, if that is wanted
+	given     driver.Connector // the inner one
+	inner     driver.Connector // the same with what the driver puts around it, otelsql if that is wanted
 	driver    *Driver
 	config    *config
 	telemetry *telemetry
@@ -180,7 +181,7 @@ func newConnector(inner driver.Connector, config *config) (*Connector, error) {
 			tapped.Connector = own
 		}
 	}
-	c := &Connector{inner: tapped, config: config, telemetry: newTelemetry(config)}
+	c := &Connector{given: inner, inner: tapped, config: config, telemetry: newTelemetry(config)}
 	c.memory.connector, c.memory.detector.connector, c.memory.leases.connector = c, c, c
 	c.askCost.Store(math.MaxInt64) // not known yet
 	if config.usesOtelsql() {

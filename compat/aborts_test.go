@@ -3,13 +3,21 @@ package compat
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"regexp"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/lib/pq"
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/pgretry/pgretry"
 	"github.com/pgretry/pgretry/internal/abort"
@@ -155,6 +163,219 @@ func TestAbortsOverPgxComeAtTheirPointsWithPgxsErrors(t *testing.T) {
 		if got := aborting.Counts(); got != want {
 			t.Errorf("after attempt %d aborted are %+v, want %+v", attempt+1, got, want)
 		}
+	}
+}
+
+const trialSchema = `
+CREATE TABLE entry (id bigserial PRIMARY KEY, account int NOT NULL REFERENCES account DEFERRABLE INITIALLY DEFERRED, note text, made timestamptz NOT NULL DEFAULT clock_timestamp(), token uuid NOT NULL DEFAULT gen_random_uuid())`
+
+// trialDB is a database over pgx as an application opens it.
+func trialDB(t *testing.T) *sql.DB {
+	t.Helper()
+	db := prepare(t)
+	if _, err := db.Exec(trialSchema); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+func TestClosuresOverPgxThatCanBeRunAgainPass(t *testing.T) {
+	var ids []int64
+	for name, c := range map[string]struct {
+		fn      func(ctx context.Context, tx *sql.Tx) error
+		options []pgretrytest.ClosureOption
+	}{
+		"reads and prepared statements": {fn: readAndMove},
+		"ids, times and UUIDs": {
+			fn: func(ctx context.Context, tx *sql.Tx) error {
+				ids = nil
+				for _, note := range []string{"a", "b"} {
+					var id int64
+					var token [16]byte
+					if err := tx.QueryRowContext(ctx, `INSERT INTO entry (account, note, made) VALUES (1, $1, $2) RETURNING id`, note, time.Now()).Scan(&id); err != nil {
+						return err
+					}
+					ids = append(ids, id)
+					token[0] = byte(time.Now().UnixNano())
+					token[1] = byte(time.Now().UnixNano() >> 8)
+					if _, err := tx.ExecContext(ctx, `UPDATE entry SET token = $1 WHERE id = $2`, token, id); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+			options: []pgretrytest.ClosureOption{pgretrytest.Results(&ids)},
+		},
+		"a savepoint and a deferred constraint": {fn: func(ctx context.Context, tx *sql.Tx) error {
+			for _, text := range []string{`INSERT INTO entry (account) VALUES (3)`, `SAVEPOINT a`, `DELETE FROM entry`, `ROLLBACK TO a`, `INSERT INTO account VALUES (3, 0)`} {
+				if _, err := tx.ExecContext(ctx, text); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		"lists for arguments": {fn: func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, `UPDATE account SET balance = 0 WHERE id = ANY ($1)`, []int32{1, 2})
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := trialDB(t)
+			pgretrytest.Closure(t, db, c.fn, append(c.options, inOwnSchema(t, db))...)
+		})
+	}
+}
+
+// inOwnSchema leaves out what others do on a server that they share.
+func inOwnSchema(t *testing.T, db *sql.DB) pgretrytest.ClosureOption {
+	t.Helper()
+	var schema string
+	if err := db.QueryRowContext(t.Context(), `SELECT current_schema()`).Scan(&schema); err != nil {
+		t.Fatal(err)
+	}
+	return pgretrytest.InSchemas(schema)
+}
+
+// failing is a test that may fail without anybody's failing.
+type failing struct {
+	testing.TB
+	said strings.Builder
+}
+
+func (f *failing) Helper()             {}
+func (f *failing) Logf(string, ...any) {}
+
+func (f *failing) Errorf(format string, args ...any) { fmt.Fprintf(&f.said, format, args...) }
+
+func (f *failing) Fatalf(format string, args ...any) {
+	fmt.Fprintf(&f.said, format, args...)
+	runtime.Goexit()
+}
+
+// said runs a test and returns what it says.
+func said(t *testing.T, test func(tb testing.TB)) string {
+	t.Helper()
+	f := &failing{TB: t}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		test(f)
+	}()
+	<-done
+	return f.said.String()
+}
+
+func TestClosuresOverPgxThatKeepSomethingFail(t *testing.T) {
+	var names []string
+	total := 0
+	for name, c := range map[string]struct {
+		fn      func(ctx context.Context, tx *sql.Tx) error
+		options []pgretrytest.ClosureOption
+		want    string
+	}{
+		"a counter": {
+			func(ctx context.Context, tx *sql.Tx) error {
+				total++
+				_, err := tx.ExecContext(ctx, giveOne, total)
+				return err
+			},
+			nil,
+			`two runs of the closure differ`,
+		},
+		"a list": {
+			func(ctx context.Context, tx *sql.Tx) error {
+				names = append(names, "new")
+				_, err := tx.ExecContext(ctx, `INSERT INTO entry (account, note) SELECT 1, unnest($1::text[])`, names)
+				return err
+			},
+			[]pgretrytest.ClosureOption{pgretrytest.Results(&names)},
+			`aborted at COMMIT, with 40P01:\n\s+its attempt 2 sent other arguments: statement 1 is\s+.* \$1=\[new new\]\s+undisturbed\s+.* \$1=\[new\]`,
+		},
+		"an abort swallowed in a savepoint": {
+			func(ctx context.Context, tx *sql.Tx) error {
+				if _, err := tx.ExecContext(ctx, `SAVEPOINT a`); err != nil {
+					return err
+				}
+				if _, err := tx.ExecContext(ctx, giveOne, 1); err != nil {
+					_, err = tx.ExecContext(ctx, `ROLLBACK TO a`)
+					return err
+				}
+				return nil
+			},
+			nil,
+			`aborted at statement 2 of 2, UPDATE account .*\n\s+the closure swallowed the abort`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := trialDB(t)
+			got := said(t, func(tb testing.TB) { pgretrytest.Closure(tb, db, c.fn, append(c.options, inOwnSchema(t, db))...) })
+			if !regexp.MustCompile(c.want).MatchString(got) {
+				t.Errorf("it does not say %s, but\n%s", c.want, got)
+			}
+		})
+	}
+}
+
+// Over pgx and over lib/pq, and gorm's own transaction helper with a nested one in it.
+func TestGormsTransactionsAreTried(t *testing.T) {
+	libPQ := func(t *testing.T, dsn string) driver.Connector {
+		t.Helper()
+		connector, err := pq.NewConnector(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return connector
+	}
+	for name, inner := range map[string]func(t *testing.T, dsn string) driver.Connector{
+		"lib/pq": libPQ,
+		"pgx":    func(t *testing.T, dsn string) driver.Connector { return stdlib.GetConnector(pgxConfig(t, dsn)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			aborting, err := pgretrytest.NewConnector(inner(t, pgtest.DSN(t)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			connector, err := pgretry.NewConnector(aborting, fast)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw := closedAtLast(t, sql.OpenDB(connector))
+			db, err := gorm.Open(postgres.New(postgres.Config{Conn: raw}), &gorm.Config{Logger: logger.Discard})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := db.AutoMigrate(&Account{}); err != nil {
+				t.Fatal(err)
+			}
+			schema := inOwnSchema(t, raw)
+			var created []int
+			run := func(ctx context.Context) error {
+				return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
+					account := Account{Balance: 1 + len(created)}
+					if err := tx.Create(&account).Error; err != nil {
+						return err
+					}
+					created = append(created, account.ID)
+					return tx.Transaction(func(nested *gorm.DB) error {
+						return nested.Model(&Account{}).Where("id = ?", account.ID).Update("balance", gorm.Expr("balance + 1")).Error
+					})
+				})
+			}
+			pgretrytest.RetryClosure(t, raw, func(ctx context.Context) error {
+				created = nil
+				return run(ctx)
+			}, pgretrytest.Results(&created), schema)
+			got := said(t, func(tb testing.TB) { pgretrytest.RetryClosure(tb, raw, run, pgretrytest.Results(&created), schema) })
+			for _, want := range []string{`aborted at COMMIT`, `table \S+\.account:\n\s+- id="1" balance="2"\n\s+\+ id="1" balance="3"`, `result 1 \(\[\]int\) is \[1 1\], undisturbed \[1\]`} {
+				if !regexp.MustCompile(want).MatchString(got) {
+					t.Errorf("a closure that keeps a list does not make it say %s, but\n%s", want, got)
+				}
+			}
+			var n int64
+			if err := db.Model(&Account{}).Count(&n).Error; err != nil || n != 0 {
+				t.Errorf("the trials have left %d accounts, %v", n, err)
+			}
+		})
 	}
 }
 

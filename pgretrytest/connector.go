@@ -19,7 +19,8 @@ var (
 // purpose. It is safe for concurrent use.
 type Connector struct {
 	control
-	inner *abort.Connector
+	given driver.Connector // the inner one
+	inner *abort.Connector // the same with what aborts around it
 }
 
 // NewConnector returns a connector around inner, lib/pq's for example, to be wrapped by
@@ -41,7 +42,7 @@ func newConnector(inner driver.Connector, shared control, options []Option) (*Co
 	if err != nil {
 		return nil, fmt.Errorf("pgretrytest: %w", err)
 	}
-	return &Connector{control: shared, inner: made}, nil
+	return &Connector{control: shared, given: inner, inner: made}, nil
 }
 
 // Connect opens a connection. The error is the inner connector's.

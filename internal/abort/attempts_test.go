@@ -3,7 +3,6 @@ package abort_test
 import (
 	"database/sql"
 	"errors"
-	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -183,6 +182,66 @@ func TestAttemptFailsAtAnyOfItsCallsAlike(t *testing.T) {
 	}
 }
 
+// inserting runs a transaction of so many statements that begins with the text, and says
+// whether it was aborted, and whether at COMMIT.
+func inserting(t *testing.T, db *sql.DB, first string, statements int) (aborted, atCommit bool) {
+	t.Helper()
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	_, err = tx.Exec(first)
+	for n := 1; err == nil && n < statements; n++ {
+		_, err = tx.Exec(`INSERT INTO item VALUES ($1)`, n)
+	}
+	if err == nil {
+		atCommit = true
+		err = tx.Commit()
+	}
+	if err != nil && !isConflict(err) {
+		t.Fatal(err)
+	}
+	return err != nil, err != nil && atCommit
+}
+
+func TestShortTransactionsAmongLongOnesAreAbortedAtTheirStatementsToo(t *testing.T) {
+	const total = 300
+	db, _ := open(t, abort.WithAttemptProbability(0.5), abort.WithSeed(3))
+	short, atCommit := 0, 0
+	for range total {
+		inserting(t, db, `SELECT 1 + 1`, 20)
+		aborted, late := inserting(t, db, `INSERT INTO item VALUES (0)`, 1)
+		if aborted {
+			short++
+		}
+		if late {
+			atCommit++
+		}
+	}
+	if !within(short, total, 0.5) || !within(atCommit, short, 0.5) {
+		t.Errorf("of %d transactions of one statement %d were aborted, %d at COMMIT", total, short, atCommit)
+	}
+}
+
+func TestTransactionThatIsShorterThanOthersOfItsKindIsAbortedAsOften(t *testing.T) {
+	const total = 200
+	db, _ := open(t, abort.WithAttemptProbability(0.5), abort.WithSeed(3))
+	counts := make(map[int]int)
+	for range total {
+		for _, statements := range []int{1, 20} {
+			if aborted, _ := inserting(t, db, `INSERT INTO item VALUES (0)`, statements); aborted {
+				counts[statements]++
+			}
+		}
+	}
+	for statements, n := range counts {
+		if !within(n, total, 0.5) {
+			t.Errorf("of %d transactions of %d statements %d were aborted", total, statements, n)
+		}
+	}
+}
+
 func TestCommitCanBeSpared(t *testing.T) {
 	db, connector := open(t, abort.WithAttemptProbability(0.9), abort.WithProbability(0.1), abort.WithoutCommit())
 	got := attempts(t, db, 200)
@@ -283,14 +342,14 @@ func TestConnectorsUnderOneControlAreSwitchedAndCountedTogether(t *testing.T) {
 	}
 }
 
-func TestBlockThatAnythingElseAbortedFailsAsItWould(t *testing.T) {
-	db, connector := open(t, abort.WithStatementPoint(2))
+// brokenByCopy begins a transaction and has a COPY fail in it, which the connector does not
+// look at.
+func brokenByCopy(t *testing.T, db *sql.DB) *sql.Tx {
+	t.Helper()
 	tx, err := db.Begin()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback()
-	// COPY is not looked at, so that the error of its end goes unseen.
 	stmt, err := tx.Prepare(`COPY item (n) FROM STDIN`)
 	if err != nil {
 		t.Fatal(err)
@@ -301,12 +360,31 @@ func TestBlockThatAnythingElseAbortedFailsAsItWould(t *testing.T) {
 	if _, err := stmt.Exec(); err == nil {
 		t.Fatal("COPY took what is no number")
 	}
+	return tx
+}
+
+func TestBlockThatAnythingElseAbortedFailsAsItWould(t *testing.T) {
+	undisturbed, _ := open(t)
+	want := brokenByCopy(t, undisturbed).Commit()
+
+	db, connector := open(t, abort.WithStatementPoint(1), abort.WithCommitPoint())
+	tx := brokenByCopy(t, db)
 	for range 2 {
 		if _, err := tx.Exec(`SELECT 1`); !isAborted(err) {
-			t.Error(fmt.Errorf("a statement gives %w", err))
+			t.Errorf("a statement gives %v", err)
 		}
 	}
-	if got := connector.Injected(); got.Total() != 0 {
+	if err := tx.Rollback(); err != nil {
+		t.Error(err)
+	}
+	// Its points are still those of a first attempt.
+	if got := attempts(t, db, 1); got[0] != "exec" {
+		t.Errorf("the next transaction is aborted at %s", got[0])
+	}
+	if err := brokenByCopy(t, db).Commit(); err == nil || err.Error() != want.Error() {
+		t.Errorf("COMMIT gives %v, without the connector %v", err, want)
+	}
+	if got := connector.Injected(); got.Total() != 1 {
 		t.Errorf("injected %v", got)
 	}
 }

@@ -22,6 +22,9 @@ type block struct {
 	attempt    int64 // which attempt of its transaction it is, from 1
 	calls      int64 // inside, that could have failed
 	statements int64 // of these, statements but for savepoint commands
+	executed   int64 // statements, whatever they are
+
+	script ScriptedBlock // decides, nil for none
 
 	onPurpose bool  // its last abort was of our making, and no savepoint has undone it
 	injected  int64 // aborts of our making
@@ -52,7 +55,7 @@ func (c *conn) leave(whole bool) {
 		return
 	}
 	b.state = outside
-	if b.number == 0 {
+	if b.number == 0 || b.script != nil {
 		return
 	}
 	c.streak = 0

@@ -1,10 +1,16 @@
 package abort
 
-import "math/rand/v2"
+import (
+	"database/sql/driver"
+	"math/rand/v2"
+)
 
 // draw counts a call and says whether it has to fail, and with which SQLSTATE. The
 // statement is the zero value for calls that have none.
-func (c *conn) draw(kind Kind, s statement) (sqlState string, fails bool) {
+func (c *conn) draw(kind Kind, s statement, args []driver.NamedValue) (sqlState string, fails bool) {
+	if c.block.script != nil && kind != Lone {
+		return c.drawScripted(Call{Kind: kind, Text: s.text, Args: args, Statement: c.block.executed})
+	}
 	connector := c.connector
 	config := &connector.config
 	if connector.control.off.Load() || c.own && config.withoutOwn {
@@ -21,7 +27,7 @@ func (c *conn) draw(kind Kind, s statement) (sqlState string, fails bool) {
 	}
 	b := &c.block
 	b.calls++
-	if kind.isStatement() && !s.isSavepoint() {
+	if kind.IsStatement() && !s.isSavepoint() {
 		b.statements++
 	}
 	// The draw comes in any case: what follows must not depend on the rest.
@@ -75,5 +81,5 @@ func (c *conn) isPoint(kind Kind, s statement) bool {
 	if n == atCommit {
 		return kind == Commit
 	}
-	return kind.isStatement() && !s.isSavepoint() && b.statements == n
+	return kind.IsStatement() && !s.isSavepoint() && b.statements == n
 }

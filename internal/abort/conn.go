@@ -37,27 +37,36 @@ func (c *conn) Close() error { return c.session.Close() }
 func (c *conn) exec(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	s := statement{text: query, info: sqltext.Analyze(query)}
 	before := c.block
-	if err := c.abort(ctx, Exec, s); err != nil {
+	if err := c.abort(ctx, Exec, s, args); err != nil {
 		return nil, err
 	}
 	result, err := c.session.execContext(ctx, query, args)
 	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
-		c.block = before // it will be prepared, and counts as what it is then
+		c.skipped(before)
 		return nil, err
 	}
 	c.executed(ctx, s, err)
 	return result, err
 }
 
+// skipped takes back a call that the inner driver has not made: the statement will be
+// prepared, and counts as what it is then.
+func (c *conn) skipped(before block) {
+	if before.script != nil && before.executed != c.block.executed {
+		before.script.Skipped()
+	}
+	c.block = before
+}
+
 func (c *conn) query(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	s := statement{text: query, info: sqltext.Analyze(query)}
 	before := c.block
-	if err := c.abort(ctx, Query, s); err != nil {
+	if err := c.abort(ctx, Query, s, args); err != nil {
 		return nil, err
 	}
 	inner, err := c.session.queryContext(ctx, query, args)
 	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
-		c.block = before
+		c.skipped(before)
 		return nil, err
 	}
 	c.executed(ctx, s, err)
@@ -74,7 +83,7 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	s := statement{text: query, info: sqltext.Analyze(query)}
 	if c.block.state != outside {
-		if err := c.abort(ctx, Prepare, s); err != nil {
+		if err := c.abort(ctx, Prepare, s, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -94,12 +103,20 @@ func (c *conn) Begin() (driver.Tx, error) {
 }
 
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	var scripted ScriptedBlock
+	if script := scriptFrom(ctx); script != nil {
+		var err error
+		if scripted, err = script.Begin(ctx, Session{&c.session}); err != nil {
+			return nil, err
+		}
+	}
 	inner, err := c.session.beginTx(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
 	c.enter(ctx)
-	return &tx{inner: inner, conn: c}, nil
+	c.block.script = scripted
+	return &tx{inner: inner, conn: c, ctx: ctx}, nil
 }
 
 func (c *conn) Ping(ctx context.Context) error {

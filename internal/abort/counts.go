@@ -30,8 +30,8 @@ func (k Kind) String() string {
 	return "none"
 }
 
-// isStatement is true of the calls that execute a statement in a block.
-func (k Kind) isStatement() bool {
+// IsStatement is true of the calls that execute a statement in a block.
+func (k Kind) IsStatement() bool {
 	switch k {
 	case Exec, Query, StmtExec, StmtQuery:
 		return true

@@ -19,6 +19,9 @@
 // was seen. Statements that begin or end a transaction as text are passed on, and so
 // is what lib/pq's COPY FROM STDIN sends once it is prepared.
 //
+// Under the context of a [Script] something else than chance decides, and nothing is
+// committed.
+//
 // The attempts of a transaction are those of the closure that it runs in. Where there
 // is none, a block that begins on a connection where the last block was aborted on
 // purpose is taken for the next attempt, and so is what follows a rollback to a

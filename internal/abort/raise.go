@@ -2,8 +2,11 @@ package abort
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+
+	"github.com/pgretry/pgretry/internal/sqltext"
 )
 
 // inFailedTransaction is the SQLSTATE of everything in a block that is aborted.
@@ -27,7 +30,8 @@ func raising(sqlState string) string {
 // errNotRaised means that the server let pass what cannot pass.
 var errNotRaised = errors.New("abort: the server did not raise the error it was told to")
 
-// raise makes the server fail and returns its error.
+// raise makes the server fail and returns its error. If something unseen had aborted the
+// block, that is what the call would have got, too.
 func (c *conn) raise(ctx context.Context, kind Kind, state string) error {
 	err := c.session.run(ctx, raising(state))
 	if err == nil {
@@ -35,7 +39,9 @@ func (c *conn) raise(ctx context.Context, kind Kind, state string) error {
 	}
 	raised := sqlState(err)
 	if raised == state {
-		c.connector.control.injected[kind].Add(1)
+		if c.block.script == nil {
+			c.connector.control.injected[kind].Add(1)
+		}
 		if kind != Lone {
 			c.block.onPurpose = true
 			c.block.injected++
@@ -51,20 +57,25 @@ func (c *conn) raise(ctx context.Context, kind Kind, state string) error {
 // abort makes the server fail in place of a call with the statement, if the call is
 // one that has to; inside is its kind in a block. It returns nil if the call should
 // be made.
-func (c *conn) abort(ctx context.Context, inside Kind, s statement) error {
+func (c *conn) abort(ctx context.Context, inside Kind, s statement, args []driver.NamedValue) error {
+	if err := c.checkScripted(s); err != nil {
+		return err
+	}
 	kind, may := c.kindOf(s, inside)
+	if kind.IsStatement() && !c.own {
+		c.block.executed++
+	}
 	if !may {
+		if c.block.script != nil && !c.own && s.info.Keyword == sqltext.RollbackTo {
+			c.block.script.Call(Call{Kind: kind, Text: s.text, Args: args, Statement: c.block.executed, Spared: true})
+		}
 		return nil
 	}
-	state, fails := c.draw(kind, s)
+	state, fails := c.draw(kind, s, args)
 	if !fails {
 		return nil
 	}
-	err := c.raise(ctx, kind, state)
-	if sqlState(err) == inFailedTransaction {
-		return nil // something unseen had aborted the block: the call will say so
-	}
-	return err
+	return c.raise(ctx, kind, state)
 }
 
 // sqlState returns the SQLSTATE of a server's error, or "".

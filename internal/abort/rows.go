@@ -23,12 +23,13 @@ type rows struct {
 	ctx    context.Context // the one the query was given
 	conn   *conn
 	block  int64 // the serial of the block they belong to
+	number int64 // of the statement, in the block
 	ended  bool  // the end or an error was seen
 	closed bool  // the inner rows are
 }
 
 func newRows(ctx context.Context, c *conn, inner driver.Rows) driver.Rows {
-	return &rows{Rows: inner, ctx: ctx, conn: c, block: c.block.serial}
+	return &rows{Rows: inner, ctx: ctx, conn: c, block: c.block.serial, number: c.block.executed}
 }
 
 // draw says whether a call must fail. Lone statements fail as a whole or not at all.
@@ -37,7 +38,10 @@ func (r *rows) draw(kind Kind) (sqlState string, fails bool) {
 	if r.ended || b.state != active || b.serial != r.block {
 		return "", false
 	}
-	return r.conn.draw(kind, statement{})
+	if b.script != nil {
+		return r.conn.drawScripted(Call{Kind: kind, Statement: r.number})
+	}
+	return r.conn.draw(kind, statement{}, nil)
 }
 
 func (r *rows) Next(dest []driver.Value) error {

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"io"
 )
 
 // session is the inner connection with every optional interface. Where it lacks
@@ -106,6 +108,50 @@ func (s *session) run(ctx context.Context, text string) error {
 	}
 	_, err = execStmt(ctx, stmt, nil)
 	return errors.Join(err, stmt.Close())
+}
+
+// all returns the rows of a query without arguments whose columns are all text.
+func (s *session) all(ctx context.Context, text string) (list [][]*string, err error) {
+	var rows driver.Rows
+	err = driver.ErrSkip
+	if s.query != nil || s.queryOld != nil {
+		rows, err = s.queryContext(ctx, text, nil)
+	}
+	if err == driver.ErrSkip { //nolint:errorlint // drivers must return it bare
+		stmt, prepareErr := s.prepareContext(ctx, text)
+		if prepareErr != nil {
+			return nil, prepareErr
+		}
+		defer func() { err = errors.Join(err, stmt.Close()) }()
+		rows, err = queryStmt(ctx, stmt, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	values := make([]driver.Value, len(rows.Columns()))
+	for {
+		switch err := rows.Next(values); {
+		case err == io.EOF: //nolint:errorlint // drivers must return it bare
+			return list, nil
+		case err != nil:
+			return nil, err
+		}
+		row := make([]*string, len(values))
+		for i, value := range values {
+			switch value := value.(type) {
+			case nil:
+			case string:
+				row[i] = &value
+			case []byte:
+				text := string(value)
+				row[i] = &text
+			default:
+				return nil, fmt.Errorf("abort: a %T where there should be text", value)
+			}
+		}
+		list = append(list, row)
+	}
 }
 
 func execStmt(ctx context.Context, stmt driver.Stmt, args []driver.NamedValue) (driver.Result, error) {

@@ -85,7 +85,7 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 }
 
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	if err := s.conn.abort(ctx, StmtExec, s.statement); err != nil {
+	if err := s.conn.abort(ctx, StmtExec, s.statement, args); err != nil {
 		return nil, err
 	}
 	result, err := execStmt(ctx, s.Stmt, args)
@@ -94,7 +94,7 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (drive
 }
 
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	if err := s.conn.abort(ctx, StmtQuery, s.statement); err != nil {
+	if err := s.conn.abort(ctx, StmtQuery, s.statement, args); err != nil {
 		return nil, err
 	}
 	inner, err := queryStmt(ctx, s.Stmt, args)
