@@ -102,6 +102,8 @@ func (l *loop) judge(seen observation, phase Phase, err error) verdict {
 		class = Classify(err, PhaseStatement)
 	}
 	switch {
+	case observed.err != nil && errors.Is(err, observed.err) && observed.class == ClassRetryable:
+		return verdict{class: observed.class, err: err} // the driver knows more of it
 	case l.retries(verdict{class: class, err: err}) && class != ClassConnectionLost:
 		return verdict{class: class, err: err}
 	case observed.err == nil, observed.faint && !errors.Is(err, observed.err):

@@ -20,7 +20,21 @@ type innerDriver struct {
 	// connector returns its own connector.
 	connector func(dsn string) (driver.Connector, error)
 
-	// severalTexts is what a DSN adds for queries of several statements.
+	busy string // what it says where rows are being read
+
+	// pooled is what a DSN needs behind a pooler that does not know prepared statements.
+	pooled string
+
+	// countsBytes: we see what it sends.
+	countsBytes bool
+
+	// contextWins: the end of a statement's context hides that its connection broke.
+	contextWins bool
+
+	// cancelsLost: when its connection breaks, it has the server cancel what still runs.
+	cancelsLost bool
+
+	// severalTexts is what a DSN needs for queries of several statements.
 	severalTexts string
 
 	// failedCommit is what COMMIT of a transaction gives that has failed.
@@ -39,6 +53,8 @@ var tested = innerDriver{
 	registered:   DriverName,
 	open:         Open,
 	connector:    func(dsn string) (driver.Connector, error) { return pq.NewConnector(dsn) },
+	busy:         "pq: there is already a query being processed on this connection",
+	countsBytes:  true,
 	failedCommit: pq.ErrInFailedTransaction,
 	said: func(err error) (serverError, bool) {
 		server, ok := err.(*pq.Error) //nolint:errorlint // many programs do it like that

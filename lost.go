@@ -44,7 +44,7 @@ func (c *conn) stillThere(ctx context.Context) error {
 		c.noteLost(ctx, lostIdle)
 		return driver.ErrBadConn
 	case pulseClosed:
-		return driver.ErrBadConn // whoever closed it has told why
+		return driver.ErrBadConn
 	case pulseQuiet:
 		if c.idleSince.IsZero() || time.Since(c.idleSince) < idleBeforePing {
 			return nil

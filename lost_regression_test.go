@@ -168,7 +168,11 @@ func TestALoneWriteWhoseOwnContextEndedIsNotRunAgain(t *testing.T) {
 					defer cancel()
 					f.answered(pays, commandComplete, cancel)
 					err := c.exec(ctx, own, f.db)
-					isLost(t, err, false)
+					if tested.contextWins {
+						isCanceled(t, err)
+					} else {
+						isLost(t, err, false)
+					}
 					if swallowed {
 						_, err = f.db.ExecContext(ctx, `SELECT conflict()`)
 					}
@@ -384,7 +388,7 @@ func TestRowsOfATextThatCommitsAreOfUnknownFateWithoutAnAnswer(t *testing.T) {
 		`SELECT balance FROM account; COMMIT`,
 	} {
 		t.Run(text, func(t *testing.T) {
-			f := enterRelayedOn(t, pgtest.DSN(t)+tested.severalTexts, nil, bank)
+			f := enterRelayedOn(t, withParameters(t, pgtest.DSN(t), tested.severalTexts), nil, bank)
 			s := f.begin(sql.LevelDefault)
 			s.does(pays)
 			f.answered(text, readyForQuery)
@@ -652,7 +656,11 @@ func TestACommitThatNoStandbyHasIsUnknownThoughItsIDIsCommitted(t *testing.T) {
 	}{
 		{"cut, and its wait cancelled", 2 * time.Second, func(f *relayed, _ func()) {
 			f.proxy.CutAll(true)
-			f.is("1", endsWait)
+			if tested.cancelsLost {
+				f.read(endsWait) // if it has not been ended yet
+			} else {
+				f.is("1", endsWait)
+			}
 		}},
 		{"hurried by the end of its context", time.Minute, func(_ *relayed, cancel func()) { cancel() }},
 	} {

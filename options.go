@@ -113,7 +113,9 @@ func WithMode(mode Mode) RunOption {
 
 // WithAlsoRetry retries errors that may be conflicts but may as well be mistakes
 // that no retry cures, at most four times in a transaction. Allowed are the SQLSTATEs
-// 55P03 (lock not available), 23505 and 23P01 (duplicates, which under
+// 55P03 (lock not available; where PostgreSQL says it because a lock_timeout of the
+// application's own has ended a wait, also at the other end of postgres_fdw, it is treated
+// like a deadlock, with that one's limits, because it may be one that nobody can see), 23505 and 23P01 (duplicates, which under
 // SERIALIZABLE can stem from a conflict: PostgreSQL manual, 13.5), 0A000 (only
 // "cached plan must not change result type"), 25P04 (transaction timeout) and
 // 53000, 53100, 53200, 53300, 53400 (insufficient resources). The default is none.

@@ -56,7 +56,7 @@ func bounced(t *testing.T) (db, plain *sql.DB, proxy *faultproxy.Proxy, schema s
 	if err != nil {
 		t.Fatal(err)
 	}
-	if db, err = tested.open(dsn, WithCommitOutcome(CommitResolve)); err != nil {
+	if db, err = tested.open(withParameters(t, dsn, tested.pooled), WithCommitOutcome(CommitResolve)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

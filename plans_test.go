@@ -281,10 +281,10 @@ func TestAPlanIsLookedAtAnotherTimeIfTheTableIsLocked(t *testing.T) {
 	}
 }
 
-// lib/pq takes the rest of the rows for BEGIN's answer. Nothing else must come of what the
+// lib/pq takes the rest of the rows for BEGIN's answer, and pgx closes the connection. Nothing else must come of what the
 // driver asks before BEGIN: were the error driver.ErrBadConn, database/sql would wait for
 // the rows for ever.
-func TestABeginWhileRowsAreBeingReadIsLibPQsBusiness(t *testing.T) {
+func TestABeginWhileRowsAreBeingReadIsTheInnerDriversBusiness(t *testing.T) {
 	for name, size := range map[string]int{"a look at a plan is due": 8, "no cache": 0} {
 		t.Run(name, func(t *testing.T) {
 			a := enter(t, []Option{WithStatementCache(size)}, jobs)
@@ -306,7 +306,7 @@ func TestABeginWhileRowsAreBeingReadIsLibPQsBusiness(t *testing.T) {
 				_ = rows.Close() // the session is of no use any more
 			}
 			if shown[0] != shown[1] {
-				t.Errorf("lib/pq: %s\nwe: %s", shown[0], shown[1])
+				t.Errorf("%s: %s\nwe: %s", tested.name, shown[0], shown[1])
 			}
 		})
 	}

@@ -21,9 +21,6 @@ const (
 	probeMargin = 8
 )
 
-// lockNotAvailable is the SQLSTATE of a wait for a lock that lasted too long.
-const lockNotAvailable = "55P03"
-
 // probe bounds the waits for locks of a kind of transactions that deadlocks, where nobody
 // can look for its deadlocks: a wait that takes too long is taken for one, and the
 // transaction tried again. Each attempt waits longer than the one before, and the last

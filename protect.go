@@ -130,6 +130,7 @@ func (t *tx) admit(ctx context.Context, s *call) (journalled bool, err error) {
 	if t.state == txLost {
 		return false, t.first.err // whatever became of the connection, the transaction is over
 	}
+	t.joins(ctx)
 	info := analyze(s.text)
 	if s.kind != callPrepare {
 		t.observe(info)
@@ -214,11 +215,8 @@ func (t *tx) classify(err error) Class {
 	if t.conn.tap.cache.isStale(err) {
 		return ClassRetryable // it was kept prepared: the application is not to blame
 	}
-	if t.probeFailed(err) {
+	if t.standsForDeadlock(err) {
 		return ClassRetryable // a deadlock, as far as anybody can see
-	}
-	if t.conn.tap.saidBusy(err) {
-		return ClassPermanent
 	}
 	return Classify(err, PhaseStatement)
 }

@@ -149,6 +149,9 @@ func (t *tx) met(v verdict) error {
 // surface counts a conflict that the application sees.
 func (t *tx) surface() {
 	t.surfaced = true
+	if t.closure != nil {
+		t.closure.sawFailure(ClassRetryable)
+	}
 	t.conn.connector.stats.surfaced()
 }
 

@@ -16,15 +16,17 @@ import (
 )
 
 // arena is a schema of its own on the real server, our database on it and, beside it,
-// a rival session over lib/pq. The rival never looks for deadlocks, so that it is
+// a rival session over the inner driver alone. The rival never looks for deadlocks, so that it is
 // always our transaction that the server aborts.
 type arena struct {
 	*testing.T
 	dsn   string
 	db    *sql.DB // ours
-	plain *sql.DB // lib/pq alone, for looking and for comparison
+	plain *sql.DB // the inner driver alone, for looking and for comparison
 	rival *sql.Conn
 	pid   int // the rival's
+
+	earlier int64 // deadlocks that were found early before the test began
 }
 
 // withPins puts pins first: most tests are not about a driver that learns where it needs
@@ -79,7 +81,7 @@ func (a *arena) rivalDoes(statements ...string) {
 	}
 }
 
-// until asks a question, over lib/pq, until the answer is yes.
+// until asks a question, without us, until the answer is yes.
 func (a *arena) until(question string, args ...any) {
 	a.Helper()
 	ctx, cancel := context.WithTimeout(a.Context(), 30*time.Second)
@@ -143,7 +145,7 @@ func (a *arena) meets(o opponent) (over func()) {
 	}
 }
 
-// read returns the only value of a query over lib/pq, as text.
+// read returns the only value of a query without us, as text.
 func (a *arena) read(query string) string {
 	a.Helper()
 	var value sql.NullString

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -62,7 +63,7 @@ func blockedByVictim(err error) (waiter, victim int) {
 
 // rivals is whom a replay has to outlast.
 type rivals struct {
-	transactions string // virtual ids of the deadlock's other sides
+	transactions string // virtual ids of the deadlock's other sides, as far as they are known
 	before       string // transaction ids below this one
 }
 
@@ -75,7 +76,8 @@ type rivals struct {
 func (r *replay) findRivals(ctx context.Context, v verdict) (*rivals, error) {
 	t := r.t
 	deadlock, ok := ParseDeadlock(v.err)
-	if !ok || !mayBeReadCommitted(sql.IsolationLevel(t.opts.Isolation)) || !t.journal().showsReads(len(t.journal().entries)) {
+	timedOut := t.lockTimedOut(v.err)
+	if !ok && !timedOut || !mayBeReadCommitted(sql.IsolationLevel(t.opts.Isolation)) || !t.journal().showsReads(len(t.journal().entries)) {
 		return nil, nil
 	}
 	if sql.IsolationLevel(t.opts.Isolation) == sql.LevelDefault && !t.journal().setsLevel() {
@@ -84,17 +86,20 @@ func (r *replay) findRivals(ctx context.Context, v verdict) (*rivals, error) {
 			return nil, err
 		}
 	}
-	pids := "0"
-	for i, edge := range deadlock.Edges {
-		if i > 0 {
-			pids += "," + strconv.Itoa(edge.PID)
+	// Who is on the other side of a wait that timed out is not known: whoever may write.
+	sides := `pid <> pg_catalog.pg_backend_pid() AND locktype = 'relation' AND mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock', 'SIReadLock')`
+	if !timedOut {
+		pids := []string{"0"}
+		for _, edge := range deadlock.Edges {
+			pids = append(pids, strconv.Itoa(edge.PID))
 		}
+		sides = `pid IN (` + strings.Join(pids, ",") + `)`
 	}
 	var found rivals
 	var err error
 	// A transaction holds a lock on its own virtual id as long as it lives.
 	found.transactions, err = t.conn.ask(ctx, `SELECT coalesce(string_agg(DISTINCT quote_literal(virtualtransaction), ','), quote_literal(''))
-		FROM pg_catalog.pg_locks WHERE pid IN (`+pids+`)`)
+		FROM pg_catalog.pg_locks WHERE `+sides)
 	if err != nil {
 		return nil, err
 	}

@@ -77,8 +77,9 @@ func RunInTx(ctx context.Context, db TxBeginner, opts *sql.TxOptions, fn func(ct
 //		return gormDB.WithContext(ctx).Transaction(func(tx *gorm.DB) error { … })
 //	})
 //
-// fn must use the context it is given: the driver goes by what it sees under it.
-// A failure that it did not see is not retried but returned with
+// fn must use the context it is given: the driver goes by what it sees under it. A
+// transaction is fn's if BEGIN ran under that, or at least its first statement. A
+// failure that the driver did not see is not retried but returned with
 // [ErrNotObserved]. If fn had already committed something when it failed, an
 // earlier transaction or a statement outside one, it is not run again either:
 // [ErrAlreadyCommitted].

@@ -136,8 +136,11 @@ func (e *entry) shows() showing {
 		return showsNothing
 	}
 	seen := int64(e.shown.rows)
-	if e.kind == callExec {
+	switch {
+	case e.kind == callExec:
 		seen = e.count
+	case seen == 0 && !e.shown.end && len(e.shown.earlier) == 0:
+		return showsNothing // its rows were not fetched, or the first of them met a conflict
 	}
 	switch e.info.Keyword {
 	case sqltext.None, sqltext.Savepoint, sqltext.Release, sqltext.RollbackTo, sqltext.Set, sqltext.SetLocal,

@@ -54,7 +54,7 @@ func insertBounced(t *testing.T, options ...Option) (succeeded, wrong int64, sai
 			t.Error(err)
 		}
 	})
-	db, err := tested.open(bouncer.DSN(), options...)
+	db, err := tested.open(withParameters(t, bouncer.DSN(), tested.pooled), options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestBehindAPoolerTheCacheStaysOff(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	db, err := tested.open(bouncer.DSN())
+	db, err := tested.open(withParameters(t, bouncer.DSN(), tested.pooled))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -59,6 +59,8 @@ type tap struct {
 	libPQ bool    // the inner connection is lib/pq's own
 	pgx   bool    // it is pgx's stdlib's own
 
+	isBusy func() bool // pgx's, whether rows are being read; nil if there is none
+
 	cache *statementCache // nil if there is none
 	dead  bool            // it was closed because a context ended in the middle of a statement
 
@@ -82,6 +84,11 @@ func newTap(inner driver.Conn, socket *wire) *tap {
 	case "github.com/jackc/pgx/v5/stdlib.Conn":
 		t.pgx = true
 		t.peek = pgxSocket(inner)
+		if conn := pgConn(inner); conn.IsValid() {
+			if method := conn.MethodByName("IsBusy"); method.IsValid() {
+				t.isBusy, _ = method.Interface().(func() bool)
+			}
+		}
 	}
 	t.beginner, _ = inner.(driver.ConnBeginTx)
 	t.checker, _ = inner.(driver.NamedValueChecker)
@@ -200,9 +207,11 @@ func (t *tap) txStatus() byte {
 	return 0
 }
 
-// isReading says whether rows are being read, as far as lib/pq tells.
+// isReading says whether rows are being read, as far as lib/pq and pgx tell.
 func (t *tap) isReading() bool {
 	switch {
+	case t.isBusy != nil:
+		return t.isBusy()
 	case t.cache != nil:
 		return t.cache.isReading()
 	case t.libPQ:
@@ -212,18 +221,17 @@ func (t *tap) isReading() bool {
 	return false
 }
 
-// saidBusy says whether an error that stands for a lost connection is only what pgx says of
-// one on which rows are being read: the session is well, and nothing was sent.
-func (t *tap) saidBusy(err error) bool {
-	if !t.pgx || err != driver.ErrBadConn { //nolint:errorlint // pgx returns it bare
-		return false
+// errBusy is what pgx says of a connection on which rows are being read.
+var errBusy = errors.New("conn busy")
+
+// notBusy is asked before a statement. While rows are being read pgx sends none, but may
+// forget the rows, and its stdlib says driver.ErrBadConn of a session that is well, at
+// which database/sql closes a *sql.Conn and waits for the rows for ever.
+func (t *tap) notBusy() error {
+	if t.isBusy != nil && t.isBusy() {
+		return errBusy
 	}
-	conn := pgConn(t.Conn)
-	if !conn.IsValid() {
-		return false
-	}
-	closed := called(conn.MethodByName("IsClosed"))
-	return closed.IsValid() && closed.Kind() == reflect.Bool && !closed.Bool()
+	return nil
 }
 
 // pulse looks whether the server has hung up, or has something to say.
@@ -250,6 +258,9 @@ func (t *tap) ExecContext(ctx context.Context, query string, args []driver.Named
 		}
 	}
 	if t.execer != nil {
+		if err := t.notBusy(); err != nil {
+			return nil, err
+		}
 		return t.execer.ExecContext(ctx, query, args)
 	}
 	if t.execerOld == nil {
@@ -286,6 +297,9 @@ func (t *tap) queryContext(ctx context.Context, query string, args []driver.Name
 // queryOnce executes a query that is not kept prepared.
 func (t *tap) queryOnce(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if t.query != nil {
+		if err := t.notBusy(); err != nil {
+			return nil, err
+		}
 		rows, err := t.query.QueryContext(ctx, query, args)
 		if err == nil && t.cache != nil && len(args) > 0 {
 			t.cache.reads() // lib/pq does not note it
@@ -447,7 +461,7 @@ func (s *tapStmt) begin() error {
 	if s.invalidates != nil {
 		s.tap.cache.invalidate(s.invalidates, s.tap)
 	}
-	return nil
+	return s.tap.notBusy()
 }
 
 func (s *tapStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {

@@ -33,6 +33,7 @@ type tx struct {
 
 	attempt *attempt // nil outside closures
 	main    bool     // the transaction RunInTx began
+	closure *attempt // which the first statement told of, and BEGIN had not; otherwise nil
 
 	// first is the error that aborted the transaction. It is what counts when
 	// later ones only say that the transaction is aborted.
@@ -160,7 +161,7 @@ func (t *tx) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error
 // prepareToBegin asks what has to be known before a transaction.
 func (c *conn) prepareToBegin(ctx context.Context) error {
 	if c.tap.isReading() {
-		return nil // there can be no answer; lib/pq says so about BEGIN, too
+		return nil // there can be no answer; the inner driver says so about BEGIN, too
 	}
 	for _, ask := range [...]func(*conn, context.Context) error{
 		(*conn).learnOrigin, (*conn).proveSession, (*conn).learnSettings, (*conn).endOrphans,
@@ -179,6 +180,33 @@ func (t *tx) statementContext(ctx context.Context) context.Context {
 		return ctx
 	}
 	return trace.ContextWithSpan(ctx, t.attemptSpan)
+}
+
+// joins takes the transaction for the closure's under whose context its first statement
+// runs. Some libraries begin under another context than they are given, upper/db for one.
+// What is older than the closure is not the closure's.
+//
+// The driver goes on replaying it, and the closure runs again after what that cannot hide.
+func (t *tx) joins(ctx context.Context) {
+	if t.attempt != nil || t.closure != nil || t.statements > 0 {
+		return
+	}
+	a := attemptFrom(ctx)
+	for a != nil && t.started.Before(a.loop.started) {
+		a = a.parent
+	}
+	if a == nil {
+		return
+	}
+	a.meets(t.conn.connector)
+	a.txBegan()
+	t.closure = a
+}
+
+// noteCommitted tells the closure, if there is one, what a further run could do twice.
+func (t *tx) noteCommitted(what string) {
+	t.attempt.noteCommitted(what)
+	t.closure.noteCommitted(what)
 }
 
 // executed notes a statement that the server was asked to run.
@@ -228,9 +256,7 @@ func (t *tx) controlled(text string) {
 // committedPerhaps notes a text that failed with a COMMIT in it.
 func (t *tx) committedPerhaps(err error) {
 	t.rawDoubt = true
-	if t.attempt != nil {
-		t.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
-	}
+	t.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
 	if Classify(err, PhaseCommit) == ClassUnknownOutcome {
 		if !t.keepsErrors() {
 			t.conn.noteLost(t.began, lostCommit)
@@ -272,7 +298,7 @@ func (t *tx) failed(err error) {
 // tellDeadlock adds the event to the attempt's span, wherever that is.
 func (t *tx) tellDeadlock(err error) {
 	t.conn.connector.telemetry.deadlock(t.currentSpan(), err)
-	if sqlState(err) == deadlockDetected || t.probeFailed(err) {
+	if sqlState(err) == deadlockDetected || t.standsForDeadlock(err) {
 		t.noteDeadlock(err)
 	}
 }
@@ -316,7 +342,7 @@ func (t *tx) Commit() error {
 			return v.err
 		}
 		v := verdict{class: Classify(err, PhaseCommit), err: err}
-		if t.probeFailed(err) {
+		if t.standsForDeadlock(err) {
 			v.class = ClassRetryable // of a constraint that was deferred
 		}
 		switch {
@@ -458,9 +484,7 @@ func (t *tx) endRaw(o outcome, committed string) {
 		return
 	}
 	t.first = verdict{}
-	if t.attempt != nil {
-		t.attempt.noteCommitted(committed)
-	}
+	t.noteCommitted(committed)
 }
 
 // abandon ends a transaction whose connection goes away or back to the pool.
@@ -499,6 +523,9 @@ func (t *tx) finish(o outcome, v verdict, refusal RefusalReason) {
 		if t.survived && !t.surfaced {
 			connector.stats.hid(t.hidden)
 		}
+		if t.closure != nil {
+			t.closure.txEnded(false, o, t.statements, v)
+		}
 		connector.stats.plainEnded(t.covered, t.refusal, t.journal().size)
 		t.plain.end(connector.telemetry, connector.config.now, t.pace.attempts, ending{
 			outcome: o, class: v.class, err: v.err, reason: refusal, statements: t.statements,
@@ -525,6 +552,6 @@ func (t *tx) forget() {
 	t.kind, t.locking = nil, ""
 	t.journal().reset()
 	t.state, t.covered, t.poison = txNone, false, nil
-	t.inner, t.attempt, t.attemptSpan, t.plain, t.first = nil, nil, nil, plainTx{}, verdict{}
+	t.inner, t.attempt, t.closure, t.attemptSpan, t.plain, t.first = nil, nil, nil, nil, plainTx{}, verdict{}
 	t.began, t.pace, t.refusal, t.refusedFor, t.cancels = nil, pace{}, "", "", t.cancels[:0]
 }

@@ -66,7 +66,10 @@ func (w *wire) pulse() pulse {
 	if w.block != nil {
 		return pulseWaiting
 	}
-	return w.peek.pulse()
+	if p := w.peek.pulse(); p != pulseClosed {
+		return p
+	}
+	return pulseDead // lib/pq closes what it has lost
 }
 
 func newWire(inner net.Conn) *wire {
@@ -149,7 +152,7 @@ const (
 	pulseQuiet                // as an idle connection should be
 	pulseWaiting              // the server has sent something
 	pulseDead                 // the server has hung up
-	pulseClosed               // we have
+	pulseClosed               // the inner driver has, and told why
 )
 
 // wireDialer dials as lib/pq does by default, and leaves the socket with whoever has

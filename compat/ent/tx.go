@@ -112,8 +112,11 @@ func (t tx) create(rows []script.Stock) *model.StockCreateBulk {
 	})
 }
 
-// InsertStock creates in bulk.
+// InsertStock creates in bulk, and a single one as such: ent adds RETURNING only in bulk.
 func (t tx) InsertStock(ctx context.Context, rows []script.Stock) error {
+	if len(rows) == 1 {
+		return t.client.Stock.Create().SetID(rows[0].SKU).SetQuantity(rows[0].Quantity).Exec(ctx)
+	}
 	return t.create(rows).Exec(ctx)
 }
 

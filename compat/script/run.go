@@ -38,7 +38,9 @@ func (r *run) play() (saw []string, err error) {
 	ctx := r.Context()
 	migrating := r.app
 	if _, ok := r.app.(migratesInSession); !ok {
-		migrating = r.start(r.outsideName)
+		if migrating, err = r.start(r.outsideName); err != nil {
+			return nil, err
+		}
 	}
 	for range 2 { // the second time the tables are there
 		if err := migrating.Migrate(ctx); err != nil {
@@ -56,7 +58,11 @@ func (r *run) play() (saw []string, err error) {
 			return r.saw, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	seen, err := lone(ctx, r.start(r.outsideName).Lone())
+	outside, err := r.start(r.outsideName)
+	if err != nil {
+		return r.saw, err
+	}
+	seen, err := lone(ctx, outside.Lone())
 	if err != nil {
 		return r.saw, fmt.Errorf("outside transactions: %w", err)
 	}

@@ -45,7 +45,9 @@ func Test(t *testing.T, open Open) {
 }
 
 func test(t *testing.T, open Open, inner inner) {
-	want := newRun(t, open, inner.alone).result()
+	reference := newRun(t, open, inner.alone)
+	want := reference.result()
+	reference.wantKnown(want)
 	t.Run("undisturbed", func(t *testing.T) { newRun(t, open, inner.wrapped).compare(want) })
 	for _, closures := range []bool{false, true} {
 		how := "by the driver's name alone"
@@ -92,7 +94,10 @@ func test(t *testing.T, open Open, inner inner) {
 func newRun(t *testing.T, open Open, driverName string) *run {
 	t.Helper()
 	r := &run{T: t, open: open, driverName: driverName, outsideName: driverName, dsn: pgtest.DSN(t)}
-	r.app = r.start(driverName)
+	var err error
+	if r.app, err = r.start(driverName); err != nil {
+		r.Fatal(err)
+	}
 	return r
 }
 
@@ -104,19 +109,20 @@ func newAbortingRun(t *testing.T, open Open, base string, p float64) *run {
 	return r
 }
 
-// start opens the application, until the test ends.
-func (r *run) start(driverName string) App {
+// start opens the application, until the test ends. Some libraries ask the server
+// something when they are opened, which a conflict may meet.
+func (r *run) start(driverName string) (App, error) {
 	r.Helper()
 	app, err := r.open(r.Context(), driverName, r.dsn)
 	if err != nil {
-		r.Fatal(err)
+		return nil, fmt.Errorf("open: %w", err)
 	}
 	r.Cleanup(func() {
 		if err := app.Close(); err != nil {
 			r.Error(err)
 		}
 	})
-	return app
+	return app, nil
 }
 
 func (r *run) meetRival() {

@@ -25,7 +25,11 @@ func init() {
 			return sql.OpenDB(connector), nil
 		},
 		connector:    pgxDriver{}.OpenConnector,
-		severalTexts: "&default_query_exec_mode=simple_protocol",
+		busy:         "conn busy",
+		pooled:       "default_query_exec_mode=exec",
+		contextWins:  true,
+		cancelsLost:  true,
+		severalTexts: "default_query_exec_mode=simple_protocol",
 		failedCommit: pgx.ErrTxCommitRollback,
 		said: func(err error) (serverError, bool) {
 			server, ok := err.(*pgconn.PgError) //nolint:errorlint // many programs do it like that
