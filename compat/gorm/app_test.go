@@ -30,3 +30,5 @@ func TestGormWithoutTransactionsOfItsOwn(t *testing.T) {
 		return open(ctx, driverName, dsn, gorm.Config{SkipDefaultTransaction: true})
 	})
 }
+
+func TestGormBehindPgBouncer(t *testing.T) { script.TestBehindPgBouncer(t, Open) }

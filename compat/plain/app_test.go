@@ -11,3 +11,5 @@ import (
 func TestMain(m *testing.M) { os.Exit(script.Main(m)) }
 
 func TestDatabaseSQL(t *testing.T) { script.Test(t, plain.Open) }
+
+func TestDatabaseSQLBehindPgBouncer(t *testing.T) { script.TestBehindPgBouncer(t, plain.Open) }

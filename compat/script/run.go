@@ -19,6 +19,7 @@ type run struct {
 	// outsideName is the driver for migrations and for what is done outside transactions.
 	outsideName string
 	dsn         string
+	server      string // its DSN, for the rival
 	app         App
 
 	closures bool   // each transaction is the closure of a pgretry.Retry

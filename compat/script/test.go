@@ -40,15 +40,31 @@ func Main(m *testing.M, leaves ...string) int {
 // nothing but the driver's name changed and then as closures; and in the same disturbances
 // over lib/pq alone, where it has to fail. Then all that with pgx in the place of lib/pq.
 func Test(t *testing.T, open Open) {
-	t.Run("lib/pq", func(t *testing.T) { test(t, open, libPQ) })
-	t.Run("pgx", func(t *testing.T) { test(t, open, pgx) })
+	t.Run("lib/pq", func(t *testing.T) { test(t, setting{open, libPQ, direct}) })
+	t.Run("pgx", func(t *testing.T) { test(t, setting{open, pgx, direct}) })
 }
 
-func test(t *testing.T, open Open, inner inner) {
-	reference := newRun(t, open, inner.alone)
+// setting is where the script runs.
+type setting struct {
+	open  Open
+	inner inner
+	// address gives the DSN of an empty database for the application, and the one that leads
+	// to the server itself.
+	address func(t *testing.T) (dsn, server string)
+}
+
+func direct(t *testing.T) (dsn, server string) {
+	t.Helper()
+	dsn = pgtest.DSN(t)
+	return dsn, dsn
+}
+
+func test(t *testing.T, at setting) {
+	inner := at.inner
+	reference := newRun(t, at, inner.alone)
 	want := reference.result()
 	reference.wantKnown(want)
-	t.Run("undisturbed", func(t *testing.T) { newRun(t, open, inner.wrapped).compare(want) })
+	t.Run("undisturbed", func(t *testing.T) { newRun(t, at, inner.wrapped).compare(want) })
 	for _, closures := range []bool{false, true} {
 		how := "by the driver's name alone"
 		if closures {
@@ -62,14 +78,14 @@ func test(t *testing.T, open Open, inner inner) {
 						if runs == 10 { // one in thirty aborts none with p=0.2
 							t.Fatal("no transaction was aborted")
 						}
-						r := newAbortingRun(t, open, inner.wrapped, p)
+						r := newAbortingRun(t, at, inner.wrapped, p)
 						r.closures = closures
 						r.compare(want)
 					}
 				})
 			}
 			t.Run("in deadlocks", func(t *testing.T) {
-				r := newRun(t, open, inner.wrapped)
+				r := newRun(t, at, inner.wrapped)
 				r.closures = closures
 				r.meetRival()
 				r.compare(want)
@@ -82,10 +98,10 @@ func test(t *testing.T, open Open, inner inner) {
 	}
 	t.Run("without us", func(t *testing.T) {
 		for _, p := range probabilities {
-			t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) { newAbortingRun(t, open, inner.alone, p).wantConflict() })
+			t.Run(fmt.Sprintf("aborted with p=%v", p), func(t *testing.T) { newAbortingRun(t, at, inner.alone, p).wantConflict() })
 		}
 		t.Run("in deadlocks", func(t *testing.T) {
-			r := newRun(t, open, inner.alone)
+			r := newRun(t, at, inner.alone)
 			r.meetRival()
 			r.wantConflict()
 		})
@@ -93,9 +109,10 @@ func test(t *testing.T, open Open, inner inner) {
 }
 
 // newRun opens the application under a driver's name.
-func newRun(t *testing.T, open Open, driverName string) *run {
+func newRun(t *testing.T, at setting, driverName string) *run {
 	t.Helper()
-	r := &run{T: t, open: open, driverName: driverName, outsideName: driverName, dsn: pgtest.DSN(t)}
+	r := &run{T: t, open: at.open, driverName: driverName, outsideName: driverName}
+	r.dsn, r.server = at.address(t)
 	var err error
 	if r.app, err = r.start(driverName); err != nil {
 		r.Fatal(err)
@@ -104,9 +121,9 @@ func newRun(t *testing.T, open Open, driverName string) *run {
 }
 
 // newAbortingRun opens it over a driver that aborts, alone or below pgretry.
-func newAbortingRun(t *testing.T, open Open, base string, p float64) *run {
+func newAbortingRun(t *testing.T, at setting, base string, p float64) *run {
 	t.Helper()
-	r := newRun(t, open, abortingName(base, p, false))
+	r := newRun(t, at, abortingName(base, p, false))
 	r.outsideName = abortingName(base, p, true)
 	return r
 }
@@ -129,7 +146,7 @@ func (r *run) start(driverName string) (App, error) {
 
 func (r *run) meetRival() {
 	r.Helper()
-	met, err := newRival(r.Context(), r.dsn)
+	met, err := newRival(r.Context(), r.server)
 	if err != nil {
 		r.Fatal(err)
 	}
