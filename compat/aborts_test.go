@@ -51,7 +51,7 @@ func openAborting(t *testing.T, options ...pgretrytest.Option) (*sql.DB, *pgretr
 	return db, aborting
 }
 
-func TestConnectorThatAbortsShowsPgx(t *testing.T) {
+func TestDatabaseSQLSeesPgxBehindWhatAborts(t *testing.T) {
 	dsn := pgtest.DSN(t)
 	parity.Run(t, parity.Opener{
 		Raw: func(t *testing.T) *sql.DB {
@@ -64,6 +64,17 @@ func TestConnectorThatAbortsShowsPgx(t *testing.T) {
 			}
 			return closedAtLast(t, sql.OpenDB(connector))
 		},
+	})
+}
+
+// lib/pq has its turn in package abort; here it is every set of optional interfaces.
+func TestDatabaseSQLSeesTheInterfacesBehindWhatAborts(t *testing.T) {
+	parity.RunScripted(t, func(inner driver.Connector) driver.Connector {
+		connector, err := abort.NewConnector(inner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return connector
 	})
 }
 

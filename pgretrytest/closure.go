@@ -53,6 +53,9 @@ import (
 // reported if it changes what is compared. Statements that were prepared on db, and a nested
 // RunInTx on db, need a db with a connector of this package inside.
 //
+// What db was opened with holds for the trials, telemetry and hooks included, but for the
+// mode and the waits between attempts.
+//
 // Notifications, large objects, advisory locks of the session, foreign tables and what a
 // function does outside the database are not compared. The role needs UPDATE on sequences to
 // have them set back. It needs PostgreSQL 11 or later.

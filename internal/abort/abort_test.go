@@ -101,18 +101,6 @@ func TestWithoutInjectionDatabaseSQLSeesTheInnerDriver(t *testing.T) {
 	})
 }
 
-// The other optional interfaces, and those of connections and statements that are
-// there or not, are those of the scripted driver, one set after the other.
-func TestWithoutInjectionDatabaseSQLSeesTheInnerDriversInterfaces(t *testing.T) {
-	parity.RunScripted(t, func(inner driver.Connector) driver.Connector {
-		connector, err := abort.NewConnector(inner)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return connector
-	})
-}
-
 // steps are the calls that the transaction in the next test makes, with the kind
 // of each. A step returns the error that the application would see.
 var steps = []struct {
