@@ -130,6 +130,36 @@ func TestAGlanceAtASocketTakesNothingOutOfIt(t *testing.T) {
 	e.close()
 }
 
+func TestAGlanceAtASocketWaitsForNobodyWhoReadsFromIt(t *testing.T) {
+	e := listenAlone(t)
+	w := e.dial(t)
+	reading, done := make(chan struct{}), make(chan error, 1)
+	started := sync.OnceFunc(func() { close(reading) })
+	go func() {
+		heard := false
+		done <- w.peek.raw.Read(func(uintptr) bool {
+			defer func() { heard = true }()
+			started()
+			return heard // the first time there is nothing to read
+		})
+	}()
+	<-reading
+	glanced := make(chan pulse, 1)
+	go func() { glanced <- w.pulse() }()
+	select {
+	case p := <-glanced:
+		if p != pulseQuiet {
+			t.Errorf("the pulse is %d", p)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the glance waits")
+	}
+	e.says("N")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestASocketThatIsNoneHasNoPulse(t *testing.T) {
 	near, far := net.Pipe()
 	defer func() { _ = errors.Join(near.Close(), far.Close()) }()
