@@ -117,6 +117,24 @@ func TestTheREADMEsTableOfLibrariesIsTrue(t *testing.T) {
 	}
 }
 
+func TestTheREADMEsTableOfEnginesNamesTestsThatAreThere(t *testing.T) {
+	tests := testsHere(t)
+	for _, row := range tableBelow(t, "### On what it runs") {
+		where := row[len(row)-1]
+		if len(row) != 4 {
+			t.Errorf("%s has %d cells", row[0], len(row))
+		}
+		for _, test := range testName.FindAllStringSubmatch(where, -1) {
+			if _, ok := tests[test[1]]; !ok {
+				t.Errorf("%s: there is no test %s", row[0], test[1])
+			}
+		}
+		if where == "" && row[1] != "not run" {
+			t.Errorf("%s names no test", row[0])
+		}
+	}
+}
+
 // The version of sqlc is its generator's, which writes it into what it generates.
 func TestTheREADMEsVersionOfSQLCIsTheGenerators(t *testing.T) {
 	generated, err := os.ReadFile("sqlc/store/query.sql.go")
