@@ -72,7 +72,7 @@ func TestArgumentsAreReplayedAsTheyWereWhenTheStatementWasExecuted(t *testing.T)
 	array := []int64{1, 2}
 	pointee, note, number := 7, "note", big.NewInt(7)
 	document := map[string]any{"list": []any{1, "a", nil}, "empty": map[string]any(nil)}
-	card := visitingCard{Tags: []string{"a", "b"}, Note: &note, Amount: secret{hidden: []uint{1, 2}}}
+	card := visitingCard{Tags: []string{"a", "b"}, Note: &note, Amount: secret{hidden: []uint{1, 2}}, none: nil}
 	for _, c := range []struct {
 		name   string
 		arg    any
