@@ -830,6 +830,54 @@ func TestACommitInADatabaseWithForeignTablesIsNotReplayed(t *testing.T) {
 	}
 }
 
+func TestAClosureWhoseCommitFailsWhereThereAreForeignTablesIsNotRunAgain(t *testing.T) {
+	for name, run := range map[string]func(ctx context.Context, db *sql.DB, runs *int) error{
+		"RunInTx": func(ctx context.Context, db *sql.DB, runs *int) error {
+			return RunInTx(ctx, db, nil, func(ctx context.Context, tx *sql.Tx) error { *runs++; return transfer(ctx, tx) })
+		},
+		"Retry": func(ctx context.Context, db *sql.DB, runs *int) error {
+			return Retry(ctx, func(ctx context.Context) error { *runs++; return inTx(ctx, db, transfer) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, c := range []struct {
+				answer any
+				ctx    context.Context
+				runs   int
+			}{
+				{set("yes"), t.Context(), 1},
+				{set("yes"), ContextWithIdempotence(t.Context()), 2},
+				{serverErr("42501"), t.Context(), 1},
+				{driver.ErrBadConn, t.Context(), 1},
+				{set(), t.Context(), 2},
+				{errors.New("a mock expects no query"), t.Context(), 2},
+			} {
+				f := newFixture(t)
+				switch answer := c.answer.(type) {
+				case drivertest.ResultSet:
+					f.Rows("pg_catalog.pg_foreign_table", answer)
+				case error:
+					f.Fail(drivertest.Query, answer).Matching("pg_catalog.pg_foreign_table")
+				}
+				f.Fail(drivertest.Commit, serverErr("40001")).Times(1)
+				runs := 0
+				err := run(c.ctx, f.db, &runs)
+				if runs != c.runs || (err == nil) != (runs == 2) || err != nil && (!errors.Is(err, ErrAlreadyCommitted) || sqlState(err) != "40001") {
+					t.Errorf("%v: %v after %d runs", c.answer, err, runs)
+				}
+			}
+			// A statement's failure proves that no foreign server has committed.
+			f := newFixture(t)
+			f.Rows("pg_foreign_table", set("yes"))
+			f.strikes(strike{last, 1, serverErr("40001")})
+			runs := 0
+			if err := run(t.Context(), f.db, &runs); err != nil || runs != 2 {
+				t.Errorf("%v after %d runs", err, runs)
+			}
+		})
+	}
+}
+
 func TestTheSpansOfATransactionThatWasReplayedTwice(t *testing.T) {
 	o := newObservatory(t)
 	var events []string

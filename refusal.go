@@ -182,6 +182,19 @@ func (t *tx) refuseForeignTables() {
 	}
 }
 
+// noteForeignCommit tells a closure whose COMMIT has met a conflict that the servers of
+// foreign tables may have committed. A database that does not understand the question has
+// none.
+func (t *tx) noteForeignCommit(v verdict) {
+	if t.attempt == nil && t.closure == nil || t.state != txActive || v.class != ClassRetryable && v.class != ClassRetryableOptIn {
+		return
+	}
+	found, err := t.conn.hasForeignTables(t.began)
+	if found || sqlState(err) != "" || Classify(err, PhaseStatement) == ClassConnectionLost {
+		t.noteCommitted("a transaction's part on the server of a foreign table, perhaps")
+	}
+}
+
 // foreignKey is what DDL says of tables that are not foreign.
 var foreignKey = regexp.MustCompile(`(?i)foreign\s+key\b`)
 
@@ -193,7 +206,7 @@ func mayNameForeignTable(text string) bool {
 
 func (c *conn) hasForeignTables(ctx context.Context) (bool, error) {
 	found, err := c.ask(ctx, "SELECT 'yes' FROM pg_catalog.pg_foreign_table LIMIT 1")
-	return found != "", err
+	return found == "yes", err
 }
 
 // refuses says whether a statement stands in the way of a replay, and what of it.

@@ -381,6 +381,7 @@ func (t *tx) Commit() error {
 		}
 		if !t.replayable(v) || t.state != txActive {
 			err = t.afterCommit(v, err)
+			t.noteForeignCommit(v)
 			if v.class == ClassUnknownOutcome && t.attempt == nil && !t.keepsErrors() {
 				t.tellFinal(outcomeUnknown, v, "", "")
 			}
