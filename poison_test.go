@@ -850,6 +850,7 @@ func TestAClosureWhoseCommitFailsWhereThereAreForeignTablesIsNotRunAgain(t *test
 				{serverErr("42501"), t.Context(), 1},
 				{driver.ErrBadConn, t.Context(), 1},
 				{set(), t.Context(), 2},
+				{serverErr("42P01"), t.Context(), 2},
 				{errors.New("a mock expects no query"), t.Context(), 2},
 			} {
 				f := newFixture(t)

@@ -206,6 +206,10 @@ func mayNameForeignTable(text string) bool {
 
 func (c *conn) hasForeignTables(ctx context.Context) (bool, error) {
 	found, err := c.ask(ctx, "SELECT 'yes' FROM pg_catalog.pg_foreign_table LIMIT 1")
+	switch sqlState(err) {
+	case "42P01", "3F000": // an engine without that catalog, and so without such tables
+		return false, nil
+	}
 	return found == "yes", err
 }
 
