@@ -224,6 +224,7 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 		// It comes from a pool of the inner connector's, and has died there.
 		c.stats.lost(lostIdle)
 		c.telemetry.connectionLost(ctx, lostIdle)
+		t.tellDead(ctx)
 		_ = s.Close()
 		s, t, err = c.connect(ctx)
 	}

@@ -41,6 +41,7 @@ func (c *conn) stillThere(ctx context.Context) error {
 	}
 	switch c.tap.pulse() {
 	case pulseDead:
+		c.tap.tellDead(ctx)
 		c.noteLost(ctx, lostIdle)
 		return driver.ErrBadConn
 	case pulseClosed:
@@ -58,6 +59,14 @@ func (c *conn) stillThere(ctx context.Context) error {
 		return driver.ErrBadConn
 	}
 	return nil
+}
+
+// tellDead has pgx find out by itself that the server has hung up. Otherwise a pool of pgx's
+// would take the connection back for a good one.
+func (t *tap) tellDead(ctx context.Context) {
+	if t.pgx {
+		_ = t.ping(ctx) // which fails
+	}
 }
 
 // noteLost notes that there is no session any more behind the connection. The pool
