@@ -116,5 +116,9 @@ func sqlState(err error) string {
 	if err != nil && errors.As(err, &state) {
 		return state.SQLState()
 	}
+	var fields fielder
+	if err != nil && errors.As(err, &fields) {
+		return fields.Field('C')
+	}
 	return ""
 }

@@ -32,6 +32,10 @@ func asServerError(err error) (serverError, bool) {
 	return found, ok
 }
 
+// fielder is an error of bun's pgdriver, which gives the fields of the server's message by
+// their letters (PostgreSQL manual, 55.8).
+type fielder interface{ Field(letter byte) string }
+
 // serverErrorOf looks at one error and not at what it wraps.
 func serverErrorOf(node error) (serverError, bool) {
 	if pqError, ok := node.(*pq.Error); ok {
@@ -46,6 +50,13 @@ func serverErrorOf(node error) (serverError, bool) {
 			constraint: pqError.Constraint,
 			routine:    pqError.Routine,
 		}, isSQLState(string(pqError.Code))
+	}
+	if fields, ok := node.(fielder); ok {
+		return serverError{
+			severity: fields.Field('V'), code: fields.Field('C'), message: fields.Field('M'), detail: fields.Field('D'),
+			hint: fields.Field('H'), where: fields.Field('W'), table: fields.Field('t'), constraint: fields.Field('n'),
+			routine: fields.Field('R'),
+		}, isSQLState(fields.Field('C'))
 	}
 	state, ok := node.(interface{ SQLState() string })
 	if !ok {

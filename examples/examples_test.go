@@ -44,7 +44,7 @@ var want = map[string]func(t *testing.T, out string){
 	},
 	"ownname": matches(`^a wrong DSN: pgretry: DSN parameter pgretry_max_attempts is "many", allowed is a whole number of 1 or more\n` +
 		`given up after 3 attempts: pq: could not obtain lock on row in relation "account" \(55P03\)\ncharged\n$`),
-	"testing":       matches(`^collected: 50\n$`),
+	"closuretest":   matches(`^collected: 50\n$`),
 	"tracing":       showsADeadlock,
 	"metrics":       showsMetrics,
 	"slog":          logsADeadlock,

@@ -13,7 +13,7 @@ import (
 
 // The test beside the program fails when a line is taken out of the closure.
 func TestTheClosuresTestTellsGoodFromBad(t *testing.T) {
-	module := paste(t, "testing")
+	module := paste(t, "closuretest")
 	run := func() (string, error) {
 		test := exec.CommandContext(t.Context(), "go", "test", ".")
 		test.Dir = module

@@ -1,4 +1,4 @@
-// Testing is a program whose closure has a test beside it, main_test.go: it runs the closure
+// Closuretest is a program whose closure has a test beside it, main_test.go: it runs the closure
 // once for every point at which the server could abort it.
 package main
 
