@@ -170,8 +170,11 @@ func (l *loneStatement) failed(err error) {
 		if block.first.err == nil {
 			block.first = verdict{class: class, err: err}
 		}
-		if mayHaveCommitted(l.info, err) {
+		switch {
+		case mayHaveCommitted(l.info, err):
 			block.attempt.noteCommitted("a transaction, perhaps, by a COMMIT inside a text that failed")
+		case l.info.EndsTx && !rollsBack(l.info) && l.conn.foreignMayHaveCommitted(context.Background(), class):
+			block.attempt.noteCommitted(foreignPart)
 		}
 		if class == ClassConnectionLost || l.conn.block() == outsideBlock || l.info.EndsTx && l.info.Statements == 1 && sqlState(err) != "" {
 			block.abandon() // a COMMIT that fails ends it too
@@ -187,7 +190,12 @@ func (l *loneStatement) failed(err error) {
 		l.noted = false
 		l.attempt.takeBackCommitted()
 	}
-	if !repeatable(l.info) && !undone(l.info, err) {
+	switch {
+	case repeatable(l.info):
+	case l.conn.foreignMayHaveCommitted(context.Background(), class):
+		l.noted = true
+		l.attempt.noteCommitted(foreignPart)
+	case !undone(l.info, err):
 		l.noted = true
 		l.attempt.noteCommitted("a statement outside the transaction whose outcome is unknown (" + l.info.Keyword.String() + ")")
 	}

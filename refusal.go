@@ -183,16 +183,26 @@ func (t *tx) refuseForeignTables() {
 }
 
 // noteForeignCommit tells a closure whose COMMIT has met a conflict that the servers of
-// foreign tables may have committed. A database that does not understand the question has
-// none.
+// foreign tables may have committed.
 func (t *tx) noteForeignCommit(v verdict) {
-	if t.attempt == nil && t.closure == nil || t.state != txActive || v.class != ClassRetryable && v.class != ClassRetryableOptIn {
-		return
+	if (t.attempt != nil || t.closure != nil) && t.state == txActive && t.conn.foreignMayHaveCommitted(t.began, v.class) {
+		t.noteCommitted(foreignPart)
 	}
-	found, err := t.conn.hasForeignTables(t.began)
-	if found || sqlState(err) != "" || Classify(err, PhaseStatement) == ClassConnectionLost {
-		t.noteCommitted("a transaction's part on the server of a foreign table, perhaps")
+}
+
+const foreignPart = "a transaction's part on the server of a foreign table, perhaps"
+
+// foreignMayHaveCommitted says, after a COMMIT of whatever kind has met a conflict, whether
+// the servers of foreign tables may have committed their part before. A database that does
+// not understand the question has no such tables; without an answer it may.
+func (c *conn) foreignMayHaveCommitted(ctx context.Context, class Class) bool {
+	if class != ClassRetryable && class != ClassRetryableOptIn {
+		return false
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
+	defer cancel()
+	found, err := c.hasForeignTables(ctx)
+	return found || sqlState(err) != "" || contextError(ctx) != nil || Classify(err, PhaseStatement) == ClassConnectionLost
 }
 
 // foreignKey is what DDL says of tables that are not foreign.

@@ -396,6 +396,7 @@ func (t *tx) Commit() error {
 			t.refuseForeignTables()
 		}
 		if !t.covered {
+			t.noteForeignCommit(v)
 			err = t.met(v)
 			t.end(outcomeRolledBack, v)
 			return err

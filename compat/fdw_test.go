@@ -248,6 +248,99 @@ func TestACommitThatFailsAfterTheOtherServersIsNotRepeated(t *testing.T) {
 	}
 }
 
+// Nor is a closure run again whose transaction was begun under another context, as by
+// upper/db, or by a statement, or that wrote in a statement outside one.
+func TestACommitThatFailsAfterTheOtherServersIsNotRepeatedHoweverItCame(t *testing.T) {
+	serializable := &sql.TxOptions{Isolation: sql.LevelSerializable}
+	const (
+		count = `SELECT count(*) FROM duty WHERE here`
+		leave = `UPDATE duty SET here = false WHERE doctor = $1`
+		world = `UPDATE words SET n = n + 1 WHERE word = 'world'`
+	)
+	type handle interface {
+		ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+		QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	}
+	leaves := func(ctx context.Context, on handle, doctor string) error {
+		var here int
+		if err := on.QueryRowContext(ctx, count).Scan(&here); err != nil {
+			return err
+		}
+		_, err := on.ExecContext(ctx, leave, doctor)
+		return err
+	}
+	for name, run := range map[string]func(ctx context.Context, db *sql.DB, otherCommits func() error) error{
+		"begun under another context": func(ctx context.Context, db *sql.DB, otherCommits func() error) error {
+			tx, err := db.BeginTx(context.Background(), serializable)
+			if err != nil {
+				return err
+			}
+			defer tx.Rollback()
+			if err := leaves(ctx, tx, "alice"); err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, world); err != nil {
+				return err
+			}
+			if err := otherCommits(); err != nil {
+				return err
+			}
+			return tx.Commit()
+		},
+		"begun by a statement": func(ctx context.Context, db *sql.DB, otherCommits func() error) (err error) {
+			conn, err := db.Conn(ctx)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, conn.Close()) }()
+			if _, err := conn.ExecContext(ctx, `BEGIN ISOLATION LEVEL SERIALIZABLE`); err != nil {
+				return err
+			}
+			if err := leaves(ctx, conn, "alice"); err != nil {
+				return err
+			}
+			if _, err := conn.ExecContext(ctx, world); err != nil {
+				return err
+			}
+			if err := otherCommits(); err != nil {
+				return err
+			}
+			_, err = conn.ExecContext(ctx, `COMMIT`)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t, "")
+			db := closedAtLast(t, openRetry(t, p.servers[0].DSN()))
+			execAll(t, p.plain[0], `CREATE TABLE duty (doctor text PRIMARY KEY, here boolean NOT NULL)`,
+				`INSERT INTO duty VALUES ('alice', true), ('bob', true)`)
+			runs := 0
+			err := pgretry.Retry(t.Context(), func(ctx context.Context) error {
+				runs++
+				other, err := p.plain[0].BeginTx(ctx, serializable)
+				if err != nil {
+					return err
+				}
+				defer other.Rollback()
+				if runs > 1 {
+					return run(ctx, db, func() error { return nil })
+				}
+				if err := leaves(ctx, other, "bob"); err != nil {
+					return err
+				}
+				return run(ctx, db, other.Commit)
+			})
+			var n int
+			if scan := p.plain[0].QueryRow(`SELECT n FROM words WHERE word = 'world'`).Scan(&n); scan != nil {
+				t.Fatal(scan)
+			}
+			if !errors.Is(err, pgretry.ErrAlreadyCommitted) || runs != 1 || n != 1 {
+				t.Errorf("Retry gives %v after %d runs, the other server has committed %d times", err, runs, n)
+			}
+		})
+	}
+}
+
 func openRetry(t *testing.T, dsn string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open(pgretry.DriverName, dsn)
