@@ -35,6 +35,7 @@ type entry struct {
 	closed bool  // it failed when it was closed
 	undone bool  // the application went back to a savepoint before it
 	count  int64 // rows affected, if it told
+	copies int   // bytes that the copies of arguments take, beyond what valueSize says
 }
 
 const (
@@ -69,20 +70,23 @@ func (j *journal) reserve(c call, info *sqltext.Info, limits *config) RefusalRea
 	if len(j.entries) >= limits.journalStatements || j.size+size > limits.journalBytes {
 		return RefusedJournalFull
 	}
+	copies := 0
 	if len(c.args) > 0 {
 		first := len(j.args)
 		j.args = append(j.args, c.args...)
 		c.args = j.args[first:len(j.args):len(j.args)]
 		for i := range c.args {
-			if !j.copyValue(&c.args[i].Value) {
+			copied, ok := j.copyValue(&c.args[i].Value, limits.journalBytes-j.size-size)
+			if !ok {
 				clear(c.args)
 				j.args = j.args[:first]
 				return RefusedArgument
 			}
+			copies, size = copies+copied, size+copied
 		}
 	}
 	j.size += size
-	j.entries = append(j.entries, entry{call: c, info: info})
+	j.entries = append(j.entries, entry{call: c, info: info, copies: copies})
 	return ""
 }
 
@@ -92,7 +96,7 @@ func (j *journal) last() *entry { return &j.entries[len(j.entries)-1] }
 // drop takes the newest entry back: nothing of it was shown.
 func (j *journal) drop() {
 	e := j.last()
-	j.size -= entryBytes + len(e.text)
+	j.size -= entryBytes + len(e.text) + e.copies
 	for i := range e.args {
 		j.size -= argBytes + valueSize(e.args[i].Value)
 		if copied, ok := e.args[i].Value.([]byte); ok {

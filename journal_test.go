@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,11 +25,33 @@ import (
 type visitingCard struct {
 	Tags   []string
 	Note   *string
-	Amount secret
-	none   func()
+	Amount amounts
+	Number *big.Int
+	none   []int
 }
 
-type secret struct{ hidden []uint }
+type amounts struct{ Each []uint }
+
+// These say themselves how they are written, and may do so in another way each time.
+type (
+	lazyID struct{ id *string }
+	status struct{ name string }
+	locked struct {
+		mu    sync.Mutex
+		Value string
+	}
+	labels  map[string]string
+	secret  struct{ values map[string]int }
+	pointed struct {
+		Text   string
+		Parent *pointed
+		Left   []*pointed
+	}
+)
+
+func (l *lazyID) MarshalJSON() ([]byte, error) { return []byte(*l.id), nil }
+func (s *status) MarshalJSON() ([]byte, error) { return []byte(s.name), nil }
+func (l labels) MarshalJSON() ([]byte, error)  { return []byte(l["a"]), nil }
 
 // written tells a value with all that it refers to.
 func written(v reflect.Value) string {
@@ -72,7 +95,7 @@ func TestArgumentsAreReplayedAsTheyWereWhenTheStatementWasExecuted(t *testing.T)
 	array := []int64{1, 2}
 	pointee, note, number := 7, "note", big.NewInt(7)
 	document := map[string]any{"list": []any{1, "a", nil}, "empty": map[string]any(nil)}
-	card := visitingCard{Tags: []string{"a", "b"}, Note: &note, Amount: secret{hidden: []uint{1, 2}}, none: nil}
+	card := visitingCard{Tags: []string{"a", "b"}, Note: &note, Amount: amounts{Each: []uint{1, 2}}, Number: big.NewInt(5), none: nil}
 	for _, c := range []struct {
 		name   string
 		arg    any
@@ -95,9 +118,8 @@ func TestArgumentsAreReplayedAsTheyWereWhenTheStatementWasExecuted(t *testing.T)
 		{"pointers", []*int{&pointee, nil}, func() { pointee = 8 }},
 		{"an array of pointers", [1]*int{&pointee}, func() { pointee = 10 }},
 		{"a map", document, func() { document["list"].([]any)[0], document["more"] = 9, 9 }},
-		{"a structure", card, func() { card.Tags[0], *card.Note, card.Amount.hidden[0] = "z", "z", 9 }},
+		{"a structure", card, func() { card.Tags[0], *card.Note, card.Amount.Each[0] = "z", "z", 9; card.Number.SetInt64(6) }},
 		{"a big number", number, func() { number.SetInt64(9) }},
-		{"a hidden big number", struct{ value *big.Int }{number}, func() { number.Lsh(number, 3) }},
 		{"an address", netip.MustParseAddr("fe80::1%eth0"), func() {}},
 	} {
 		for _, prepared := range []bool{false, true} {
@@ -146,13 +168,28 @@ func TestArgumentsThatMayChangeUnseenAreNotReplayed(t *testing.T) {
 	type itself struct{ Next *itself }
 	var loop itself
 	loop.Next = &loop
+	id := "id"
+	tree := &pointed{Text: "root"}
+	tree.Left = []*pointed{{Text: "leaf", Parent: tree}}
+	bush := &pointed{} // each level refers to the one below twice: beyond all bounds, unless they are kept
+	for range 60 {
+		bush = &pointed{Left: []*pointed{bush, bush}}
+	}
 	for _, arg := range []any{
 		func() {}, make(chan int),
 		[]any{make(chan int)},
 		struct{ p *int }{&number},
 		&struct{ m map[string]int }{map[string]int{}},
 		map[any]int{1: 1},
-		loop,
+		loop, tree, bush,
+		&lazyID{&id},
+		[]*lazyID{{&id}},
+		&status{"active"},
+		[]any{&status{"active"}},
+		&locked{Value: "a"},
+		labels{"a": "b"},
+		secret{map[string]int{}},
+		struct{ value *big.Int }{big.NewInt(1)},
 	} {
 		f := newFixtureOver(t, liberal())
 		f.strikes(strike{last, 0, serverErr("40001")})
