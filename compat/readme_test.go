@@ -129,7 +129,7 @@ func TestTheREADMEsTableOfEnginesNamesTestsThatAreThere(t *testing.T) {
 				t.Errorf("%s: there is no test %s", row[0], test[1])
 			}
 		}
-		if where == "" && row[1] != "not run" {
+		if row[1] != "not run" && where != "all" && !strings.Contains(where, "`./check`") && !testName.MatchString(where) {
 			t.Errorf("%s names no test", row[0])
 		}
 	}
