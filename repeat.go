@@ -3,6 +3,7 @@ package pgretry
 import (
 	"context"
 	"database/sql/driver"
+	"regexp"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -263,10 +264,27 @@ func (r *repeat) refuses() (reason RefusalReason, what string) {
 	if reason, what = config.refuses(callExec, info); reason != "" || info.ProvenRead {
 		return reason, what
 	}
+	if info.Keyword == sqltext.DDL && !r.conn.isPostgreSQL(r.ctx) {
+		return RefusedStatement, "DDL of another engine"
+	}
 	if found, err := r.conn.hasForeignTables(r.ctx); err != nil || found {
 		return RefusedForeignTables, ""
 	}
 	return "", ""
+}
+
+// postgreSQL is how PostgreSQL names itself, and others that do its DDL in transactions as
+// it does. YugabyteDB adds its own version, CockroachDB has another name, and Greenplum and
+// Redshift say so in the end.
+var (
+	postgreSQL = regexp.MustCompile(`^PostgreSQL \d+(\.\d+)*(beta\d+|rc\d+|devel)?( |$)`)
+	derivative = regexp.MustCompile(`Greenplum|Redshift|Cloudberry|Materialize`)
+)
+
+// isPostgreSQL asks the server what it is.
+func (c *conn) isPostgreSQL(ctx context.Context) bool {
+	version, err := c.ask(ctx, "SELECT pg_catalog.version()")
+	return err == nil && postgreSQL.MatchString(version) && !derivative.MatchString(version)
 }
 
 // giveUp ends the matter with the server's first error.

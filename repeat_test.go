@@ -247,6 +247,29 @@ func TestOtherStatementsOutsideTransactionsAreLeftAlone(t *testing.T) {
 	}
 }
 
+func TestDDLIsExecutedAgainOnlyByPostgreSQLItself(t *testing.T) {
+	for version, again := range map[string]bool{
+		"PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu, compiled by gcc": true,
+		"PostgreSQL 18.4 on x86_64-pc-linux-gnu":                                            true,
+		"PostgreSQL 16":                                                                     true,
+		"PostgreSQL 19beta1":                                                                true,
+		"PostgreSQL 11.2-YB-2.20.1.0-b0 on x86_64-pc-linux-gnu":                             false,
+		"CockroachDB CCL v24.1.0 (x86_64-pc-linux-gnu)":                                     false,
+		"PostgreSQL 9.4.26 (Greenplum Database 6.25.3 build commit) on x86_64":              false,
+		"PostgreSQL 8.0.2 on i686-pc-linux-gnu, compiled by GCC gcc, Redshift 1.0.66526":    false,
+		"": false,
+	} {
+		f := newFixture(t)
+		f.Rows("pg_catalog.version()", drivertest.ResultSet{Columns: drivertest.Columns("version"), Rows: [][]driver.Value{{version}}})
+		f.likePostgres()
+		f.Fail(drivertest.AnyStatement, serverErr("40P01")).Matching("ALTER").At(1)
+		_, err := f.db.ExecContext(t.Context(), "ALTER TABLE t ADD a int")
+		if n := len(f.executions("ALTER TABLE t ADD a int")); (err == nil) != again || (n == 2) != again {
+			t.Errorf("%q: %v after %d executions", version, err, n)
+		}
+	}
+}
+
 func TestNoStatementIsExecutedAgainWhereTheUserDoesNotWantIt(t *testing.T) {
 	for name, c := range map[string]struct {
 		ctx     context.Context

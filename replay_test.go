@@ -58,6 +58,7 @@ var asksAroundOnly = regexp.MustCompile(`pg_foreign_table|pg_catalog\.(pg_locks|
 func (f *fixture) likePostgres() *fixture {
 	f.alone()
 	f.Rows("pg_foreign_table", drivertest.ResultSet{Columns: drivertest.Columns("yes")})
+	f.Rows("pg_catalog.version()", drivertest.ResultSet{Columns: drivertest.Columns("version"), Rows: [][]driver.Value{{"PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu"}}})
 	f.On(drivertest.AnyExec).MatchingRegexp(commandsWithoutCount).Result(driver.RowsAffected(0))
 	return f
 }
