@@ -68,7 +68,11 @@ func Closure(t testing.TB, db *sql.DB, fn func(ctx context.Context, tx *sql.Tx) 
 		t.Fatalf("pgretrytest: the closure is nil")
 	}
 	try(t, db, options, false, "RunInTx", func(ctx context.Context, on *sql.DB, c *closureConfig) error {
-		return pgretry.RunInTx(ctx, on, c.tx, fn, atOnce()...)
+		counted := func(ctx context.Context, tx *sql.Tx) error {
+			c.runs++
+			return fn(ctx, tx)
+		}
+		return pgretry.RunInTx(ctx, on, c.tx, counted, atOnce()...)
 	})
 }
 
@@ -87,8 +91,12 @@ func RetryClosure(t testing.TB, db *sql.DB, fn func(ctx context.Context) error, 
 	if fn == nil {
 		t.Fatalf("pgretrytest: the closure is nil")
 	}
-	try(t, db, options, true, "Retry", func(ctx context.Context, _ *sql.DB, _ *closureConfig) error {
-		return pgretry.Retry(ctx, fn, atOnce()...)
+	try(t, db, options, true, "Retry", func(ctx context.Context, _ *sql.DB, c *closureConfig) error {
+		counted := func(ctx context.Context) error {
+			c.runs++
+			return fn(ctx)
+		}
+		return pgretry.Retry(ctx, counted, atOnce()...)
 	})
 }
 

@@ -20,6 +20,8 @@ type closureConfig struct {
 	arguments []argument
 	schemas   []string
 	maxPoints int
+
+	runs int // how often the closure was run since the loop around it began
 }
 
 // argument is one that is not compared.

@@ -74,32 +74,50 @@ const undisturbedAdvice = `Begin the closure by resetting what it fills. Name wh
 func (y *trial) once(t testing.TB, p *point) *record {
 	t.Helper()
 	ctx := t.Context()
-	r := &record{stage: y.stage, point: p, want: y.want(p == nil)}
+	r := &record{point: p, want: y.want(p == nil), stage: y.stage, clear: y.clear}
 	y.results.reset()
+	y.config.runs = 0
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		// The closure has ended its goroutine, as t.Fatal does, or has panicked.
+		if err := y.clear(context.WithoutCancel(ctx)); err != nil {
+			t.Errorf("pgretrytest: %v", err)
+		}
+	}()
 	r.err = y.run(abort.ContextWithScript(ctx, r))
-	r.results = y.results.values()
-	if err := y.stage.sequences.setBack(ctx); err != nil {
-		t.Fatalf("pgretrytest: %v", err)
+	returned = true
+	r.runs, r.results = y.config.runs, y.results.values()
+	if err := y.clear(ctx); err != nil {
+		t.Fatalf("pgretrytest: %v%s", err, because(r.err))
 	}
 	if r.failure != nil {
 		t.Fatalf("pgretrytest: %v", r.failure)
 	}
+	return r
+}
+
+// clear sets the sequences back to where they stood, unless something was committed: its
+// numbers would be drawn again.
+func (y *trial) clear(ctx context.Context) error {
 	now, err := y.stage.committed(ctx, nothing)
 	if err != nil {
-		t.Fatalf("pgretrytest: look at the database: %v", err)
+		return fmt.Errorf("look at the database: %w", err)
 	}
 	if names := differingTables(y.base, now); len(names) > 0 {
-		t.Fatalf("pgretrytest: something was committed in %s though the transactions on trial were rolled back: by the closure, on another connection than its transaction's, or by somebody else. Nothing else must write there meanwhile, see InSchemas.%s",
-			strings.Join(names, ", "), because(r.err))
+		return fmt.Errorf("something was committed in %s though the transactions on trial were rolled back: by the closure, on another connection than its transaction's, or by somebody else. Does the closure use the context that it is given (gorm: WithContext(ctx))? Nothing else must write there meanwhile, see InSchemas. Sequences are left where they stand",
+			strings.Join(names, ", "))
 	}
-	return r
+	return y.stage.sequences.setBack(ctx)
 }
 
 func because(err error) string {
 	if err == nil {
 		return ""
 	}
-	return fmt.Sprintf(" The closure's loop returned: %v", err)
+	return fmt.Sprintf(". The closure's loop returned: %v", err)
 }
 
 // want says of which tables the rows are needed: of those that the undisturbed closure
@@ -124,6 +142,8 @@ func (y *trial) demand(t testing.TB, r *record) {
 		t.Fatalf("pgretrytest: undisturbed, %s returns: %v", y.loop, r.err)
 	case last == nil:
 		t.Fatalf("pgretrytest: the closure begins no transaction on the database under the context that it is given")
+	case r.runs < len(r.attempts):
+		t.Fatalf("pgretrytest: undisturbed, the closure begins %d transactions; what is on trial is one: read in that one, or under another context", len(r.attempts))
 	case last.holds == nil:
 		t.Fatalf("pgretrytest: undisturbed, the closure commits nothing, but returns no error")
 	case len(r.attempts) > 1:
