@@ -91,7 +91,7 @@ type closure struct {
 func goodClosures() map[string]closure {
 	var ids []int64
 	var total, runs int
-	struck := time.Unix(0, 0)
+	var now, struck time.Time
 	var made struct {
 		ID string
 		At time.Time
@@ -162,9 +162,10 @@ func goodClosures() map[string]closure {
 		}},
 		"a clock that strikes later": {
 			fn: func(ctx context.Context, tx *sql.Tx) error {
-				if runs++; runs > 2 {
-					struck = time.Unix(int64(runs), 0)
+				if runs++; runs == 1 || runs > 2 {
+					now = time.Now()
 				}
+				struck = now
 				_, err := tx.ExecContext(ctx, `INSERT INTO token (id, made) VALUES ('00000000-0000-0000-0000-000000000001', $1)`, struck)
 				return err
 			},
@@ -397,6 +398,28 @@ func TestClosuresThatKeepSomethingFail(t *testing.T) {
 				}}
 			},
 			want: []string{`the closure was not run again`, `RunInTx returned: .*already committed`},
+		},
+		"a time that goes on": {
+			make: func(*sql.DB) closure {
+				at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+				return closure{fn: func(ctx context.Context, tx *sql.Tx) error {
+					at = at.Add(24 * time.Hour)
+					_, err := tx.ExecContext(ctx, `INSERT INTO token (id, made) VALUES ('00000000-0000-0000-0000-000000000001', $1)`, at)
+					return err
+				}}
+			},
+			want: []string{`two runs of the closure differ`, `sent other arguments: .*\s.*\$1=2030-01-03`, `- id=\S+ made="2030-01-0`},
+		},
+		"16 bytes": {
+			make: func(*sql.DB) closure {
+				sum := []byte("0123456789abcdef")
+				return closure{fn: func(ctx context.Context, tx *sql.Tx) error {
+					sum[0]++
+					_, err := tx.ExecContext(ctx, `SELECT $1::bytea`, sum)
+					return err
+				}}
+			},
+			want: []string{`two runs of the closure differ`, `sent other arguments`},
 		},
 		"a path by chance": {
 			make: func(*sql.DB) closure {

@@ -22,7 +22,8 @@ type record struct {
 	attempts []*attempt
 	failure  error // that keeps the run from being judged
 
-	runs    int   // of the closure
+	runs    int // of the closure
+	took    span
 	err     error // what the closure's loop returned
 	results []any
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pgretry/pgretry/internal/abort"
 )
@@ -67,7 +68,7 @@ func (y *trial) judge(t testing.TB) {
 	}
 }
 
-const undisturbedAdvice = `Begin the closure by resetting what it fills. Name what may differ: columns by IgnoreColumns, arguments by IgnoreArgument.`
+const undisturbedAdvice = `Begin the closure by resetting what it fills. Name what may differ, such as a time reckoned from the clock: columns by IgnoreColumns, arguments by IgnoreArgument.`
 
 // once runs the closure, aborted at a point or undisturbed, and sees to it that nothing of
 // it is left.
@@ -87,8 +88,9 @@ func (y *trial) once(t testing.TB, p *point) *record {
 			t.Errorf("pgretrytest: %v", err)
 		}
 	}()
+	r.took.from = time.Now()
 	r.err = y.run(abort.ContextWithScript(ctx, r))
-	returned = true
+	returned, r.took.to = true, time.Now()
 	r.runs, r.results = y.config.runs, y.results.values()
 	if err := y.clear(ctx); err != nil {
 		t.Fatalf("pgretrytest: %v%s", err, because(r.err))
@@ -176,9 +178,9 @@ func (y *trial) learnMore(t testing.TB, first, other *record) bool {
 	}
 	a, b := first.attempts[0], other.attempts[0]
 	var learned []string
-	learned = append(learned, y.masks.learn(a.holds, b.holds)...)
-	learned = append(learned, y.learnArguments(statements(a.calls), statements(b.calls))...)
-	learned = append(learned, y.results.learn(first.results, other.results)...)
+	learned = append(learned, y.masks.learn(a.holds, b.holds, first.took, other.took)...)
+	learned = append(learned, y.learnArguments(statements(a.calls), statements(b.calls), first.took, other.took)...)
+	learned = append(learned, y.results.learn(first, other)...)
 	if len(learned) > 0 {
 		t.Logf("pgretrytest: not compared, because they differ undisturbed: %s", strings.Join(learned, ", "))
 	}
@@ -195,7 +197,7 @@ func columnsOf(tables ...*table) (list []column) {
 }
 
 // learnArguments notes which arguments are not to be compared.
-func (y *trial) learnArguments(first, second []abort.Call) (learned []string) {
+func (y *trial) learnArguments(first, second []abort.Call, during, duringSecond span) (learned []string) {
 	for i, call := range first {
 		for j, arg := range call.Args {
 			at := place{i, j}
@@ -208,7 +210,7 @@ func (y *trial) learnArguments(first, second []abort.Call) (learned []string) {
 			if y.varies[at] || i >= len(second) || second[i].Text != call.Text || j >= len(second[i].Args) {
 				continue
 			}
-			if found := differences(arg.Value, second[i].Args[j].Value); len(found) > 0 && onlyVaries(found) {
+			if found := differences(arg.Value, second[i].Args[j].Value); len(found) > 0 && onlyVaries(found, during, duringSecond) {
 				y.varies[at] = true
 				learned = append(learned, fmt.Sprintf("argument %d of statement %d", j+1, i+1))
 			}
