@@ -44,5 +44,5 @@ func isBigNumber(typ reflect.Type) bool {
 
 // isHidden says whether a field of a struct, hidden itself or not, is.
 func isHidden(field reflect.StructField, hidden bool) bool {
-	return hidden || !field.IsExported() && !(field.Anonymous && field.Type.Kind() == reflect.Struct)
+	return hidden || !field.IsExported() && (!field.Anonymous || field.Type.Kind() != reflect.Struct)
 }
