@@ -35,9 +35,11 @@ import (
 //   - The error that RunInTx returns: there must be none.
 //   - The variables that [Results] names.
 //
-// What is kept from one attempt to the next, a counter that is not reset, a slice that is
-// added to, shows in one of these. Times and UUIDs that differ between two undisturbed runs
-// are not compared, which is logged; anything else that differs between these is reported,
+// What is kept from one attempt to the next, such as a counter that is not reset, is seen if it
+// changes one of these. What only stays in memory is seen only in variables that Results names.
+// UUIDs, other than as 16 raw bytes, that differ between two undisturbed runs are not compared,
+// nor are times, if each lies, to a second, within its run; which is logged. A time that is
+// reckoned from the clock, such as one in an hour, has to be named. Anything else that differs between these is reported,
 // and no points are tried: it is what state that is kept looks like as well as chance.
 //
 // # The points
@@ -68,16 +70,33 @@ func Closure(t testing.TB, db *sql.DB, fn func(ctx context.Context, tx *sql.Tx) 
 		t.Fatalf("pgretrytest: the closure is nil")
 	}
 	try(t, db, options, false, "RunInTx", func(ctx context.Context, on *sql.DB, c *closureConfig) error {
-		return pgretry.RunInTx(ctx, on, c.tx, fn, atOnce()...)
+		counted := func(ctx context.Context, tx *sql.Tx) error {
+			c.runs++
+			return fn(ctx, tx)
+		}
+		return pgretry.RunInTx(ctx, on, c.tx, counted, atOnce()...)
 	})
 }
 
 // RetryClosure is [Closure] for closures of pgretry.Retry, which begin and commit their
 // transaction by themselves, as with an ORM's transaction helper:
 //
+//	sql.Register("postgres-aborting", pgretry.WrapDriver(pgretrytest.WrapDriver(&pq.Driver{})))
+//	gormDB, err := gorm.Open(postgres.New(postgres.Config{DriverName: "postgres-aborting", DSN: dsn}))
+//	if err != nil {
+//		t.Fatal(err)
+//	}
+//	sqlDB, err := gormDB.DB()
+//	if err != nil {
+//		t.Fatal(err)
+//	}
+//	defer sqlDB.Close()
 //	pgretrytest.RetryClosure(t, sqlDB, func(ctx context.Context) error {
 //		return gormDB.WithContext(ctx).Transaction(func(tx *gorm.DB) error { … })
 //	})
+//
+// A name is registered once in a program. gorm's logger prints each error that is injected;
+// logger.Discard keeps it silent.
 //
 // db has to be the database that fn uses, with a connector or driver of this package inside;
 // what their options abort are other transactions. fn must use the context that it is given,
@@ -87,8 +106,12 @@ func RetryClosure(t testing.TB, db *sql.DB, fn func(ctx context.Context) error, 
 	if fn == nil {
 		t.Fatalf("pgretrytest: the closure is nil")
 	}
-	try(t, db, options, true, "Retry", func(ctx context.Context, _ *sql.DB, _ *closureConfig) error {
-		return pgretry.Retry(ctx, fn, atOnce()...)
+	try(t, db, options, true, "Retry", func(ctx context.Context, _ *sql.DB, c *closureConfig) error {
+		counted := func(ctx context.Context) error {
+			c.runs++
+			return fn(ctx)
+		}
+		return pgretry.Retry(ctx, counted, atOnce()...)
 	})
 }
 

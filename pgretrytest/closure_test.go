@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -90,7 +91,7 @@ type closure struct {
 func goodClosures() map[string]closure {
 	var ids []int64
 	var total, runs int
-	struck := time.Unix(0, 0)
+	var now, struck time.Time
 	var made struct {
 		ID string
 		At time.Time
@@ -161,9 +162,10 @@ func goodClosures() map[string]closure {
 		}},
 		"a clock that strikes later": {
 			fn: func(ctx context.Context, tx *sql.Tx) error {
-				if runs++; runs > 2 {
-					struck = time.Unix(int64(runs), 0)
+				if runs++; runs == 1 || runs > 2 {
+					now = time.Now()
 				}
+				struck = now
 				_, err := tx.ExecContext(ctx, `INSERT INTO token (id, made) VALUES ('00000000-0000-0000-0000-000000000001', $1)`, struck)
 				return err
 			},
@@ -397,6 +399,28 @@ func TestClosuresThatKeepSomethingFail(t *testing.T) {
 			},
 			want: []string{`the closure was not run again`, `RunInTx returned: .*already committed`},
 		},
+		"a time that goes on": {
+			make: func(*sql.DB) closure {
+				at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+				return closure{fn: func(ctx context.Context, tx *sql.Tx) error {
+					at = at.Add(24 * time.Hour)
+					_, err := tx.ExecContext(ctx, `INSERT INTO token (id, made) VALUES ('00000000-0000-0000-0000-000000000001', $1)`, at)
+					return err
+				}}
+			},
+			want: []string{`two runs of the closure differ`, `sent other arguments: .*\s.*\$1=2030-01-03`, `- id=\S+ made="2030-01-0`},
+		},
+		"16 bytes": {
+			make: func(*sql.DB) closure {
+				sum := []byte("0123456789abcdef")
+				return closure{fn: func(ctx context.Context, tx *sql.Tx) error {
+					sum[0]++
+					_, err := tx.ExecContext(ctx, `SELECT $1::bytea`, sum)
+					return err
+				}}
+			},
+			want: []string{`two runs of the closure differ`, `sent other arguments`},
+		},
 		"a path by chance": {
 			make: func(*sql.DB) closure {
 				runs := 0
@@ -473,6 +497,78 @@ func TestClosuresThatKeepSomethingFail(t *testing.T) {
 			if t.Failed() || testing.Verbose() {
 				t.Log(said)
 			}
+		})
+	}
+}
+
+// What ends a closure is often an assertion in it.
+func TestClosureThatEndsTheTestLeavesNothing(t *testing.T) {
+	for name, end := range map[string]func(tb testing.TB){
+		"by Fatalf":  func(tb testing.TB) { tb.Fatalf("the assertion fails") },
+		"by a panic": func(testing.TB) { panic("as nil maps do") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := closureDB(t)
+			before := contents(t, db)
+			r := recorded(t, func(tb testing.TB) {
+				defer func() {
+					if v := recover(); v != nil {
+						tb.Fatalf("%v", v)
+					}
+				}()
+				closureOn(tb, db, func(ctx context.Context, tx *sql.Tx) error {
+					if _, err := addEntry(ctx, tx, "new"); err != nil {
+						return err
+					}
+					end(tb)
+					return nil
+				})
+			})
+			if r.fatal == "" || strings.Contains(r.all(), "pgretrytest") {
+				t.Errorf("it says %q", r.all())
+			}
+			if after := contents(t, db); after != before {
+				t.Errorf("the trial has left\n%s, there was\n%s", after, before)
+			}
+		})
+	}
+}
+
+// A sequence that is set back below what is in the table draws numbers that are there.
+func TestSequencesOfWhatWasReallyCommittedAreNotSetBack(t *testing.T) {
+	insert := `INSERT INTO entry (account, amount) VALUES (1, 5)`
+	for name, attempt := range map[string]func(ctx context.Context, run int, tx *sql.Tx) error{
+		"undisturbed": func(ctx context.Context, _ int, tx *sql.Tx) error { return move(ctx, tx) },
+		"with a conflict of its own": func(ctx context.Context, run int, tx *sql.Tx) error {
+			if run > 1 {
+				return move(ctx, tx)
+			}
+			return exec(ctx, tx, `DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$`)
+		},
+		"and the closure then ends the test": func(context.Context, int, *sql.Tx) error {
+			runtime.Goexit()
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := closureDB(t)
+			runs := 0
+			r := recorded(t, func(tb testing.TB) {
+				closureOn(tb, db, func(ctx context.Context, tx *sql.Tx) error {
+					runs++
+					if _, err := db.ExecContext(ctx, insert); err != nil {
+						return err
+					}
+					return attempt(ctx, runs, tx)
+				})
+			})
+			if !regexp.MustCompile(`something was committed in \S+\.entry .*WithContext\(ctx\)`).MatchString(r.all()) {
+				t.Errorf("it says %q", r.all())
+			}
+			if runs != 1 {
+				t.Errorf("it ran %d times", runs)
+			}
+			mustExec(t, db, insert) // as the application does next
 		})
 	}
 }

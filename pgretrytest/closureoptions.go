@@ -20,6 +20,8 @@ type closureConfig struct {
 	arguments []argument
 	schemas   []string
 	maxPoints int
+
+	runs int // how often the closure was run since the loop around it began
 }
 
 // argument is one that is not compared.
@@ -44,9 +46,13 @@ func newClosureConfig(options []ClosureOption) (*closureConfig, error) {
 // Results names the variables outside the closure that it fills, by pointers to them: to
 // slices, structs, maps, numbers. Before each run, and in the end, they get back the values
 // that they have now, deep copies, so that nothing else should lead to what is in them. After
-// each run they must hold what the undisturbed run has left (reflect.DeepEqual, but for times
-// and UUIDs that differ between two undisturbed runs): an attempt must not add to what the
+// each run they must hold what the undisturbed run has left (reflect.DeepEqual, but for the
+// times and UUIDs that [Closure] does not compare): an attempt must not add to what the
 // aborted one before has left.
+//
+// What stands for something outside is shared and not compared: contexts, databases, mutexes, and
+// what pointers, interfaces, maps, functions and channels in fields that are not exported lead to,
+// but for numbers of math/big, which are compared.
 //
 // They have to be named because Go offers no way to look into a closure. What is not named
 // is noticed only if it changes what is sent to the database.
@@ -64,8 +70,8 @@ func Results(pointers ...any) ClosureOption {
 
 // IgnoreColumns leaves columns out when what the database holds is compared, because their
 // values may differ each time: "token.secret", or "auth.token.secret" with the schema.
-// Columns of times and UUIDs that differ between two undisturbed runs are left out without
-// being named.
+// Columns of UUIDs, and of times within their runs, that differ between two undisturbed runs are
+// left out without being named.
 func IgnoreColumns(names ...string) ClosureOption {
 	return func(c *closureConfig) error {
 		for _, name := range names {
@@ -80,8 +86,8 @@ func IgnoreColumns(names ...string) ClosureOption {
 
 // IgnoreArgument leaves an argument out when statements are compared, because its value may
 // differ each time: that with the position, counted from 1, of the statements whose text
-// begins with prefix. Times and UUIDs that differ between two undisturbed runs are left out
-// without being named.
+// begins with prefix. UUIDs, and times within their runs, that differ between two undisturbed
+// runs are left out without being named.
 func IgnoreArgument(prefix string, position int) ClosureOption {
 	return func(c *closureConfig) error {
 		if position < 1 {

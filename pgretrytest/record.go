@@ -16,11 +16,14 @@ type record struct {
 	stage *stage
 	point *point // at which its first attempt is aborted, nil for nowhere
 	want  func(name, digest string) bool
+	clear func(context.Context) error // sets the sequences back if nothing was committed
 
 	mu       sync.Mutex
 	attempts []*attempt
 	failure  error // that keeps the run from being judged
 
+	runs    int // of the closure
+	took    span
 	err     error // what the closure's loop returned
 	results []any
 }
@@ -46,8 +49,10 @@ func (r *record) Begin(ctx context.Context, on abort.Session) (abort.ScriptedBlo
 	if last := r.last(); last != nil && last.holds != nil {
 		return nil, r.fail(fmt.Errorf("the closure begins another transaction after one that was to be committed; what is on trial is one transaction"))
 	}
-	if err := r.stage.sequences.setBack(ctx); err != nil {
-		return nil, r.fail(err)
+	if len(r.attempts) > 0 { // the first one finds the sequences as the run before has left them
+		if err := r.clear(ctx); err != nil {
+			return nil, r.fail(err)
+		}
 	}
 	if err := r.stage.sequences.forgetIn(ctx, on); err != nil {
 		return nil, r.fail(err)

@@ -40,10 +40,10 @@ func (r *results) values() []any {
 }
 
 // learn notes where times and UUIDs differ between two runs that nothing disturbed.
-func (r *results) learn(first, second []any) (learned []string) {
-	for i := range first {
-		for _, d := range differences(first[i], second[i]) {
-			if place := r.place(i) + d.path; d.varies && !r.varies[place] {
+func (r *results) learn(first, second *record) (learned []string) {
+	for i := range first.results {
+		for _, d := range differences(first.results[i], second.results[i]) {
+			if place := r.place(i) + d.path; d.mayVary(first.took, second.took) && !r.varies[place] {
 				r.varies[place] = true
 				learned = append(learned, place)
 			}

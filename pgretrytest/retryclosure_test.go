@@ -128,6 +128,21 @@ func TestClosuresOfRetryThatKeepSomethingFail(t *testing.T) {
 			},
 			`begins another transaction after one that was to be committed`,
 		},
+		"a transaction to read, and one to write": {
+			func(db *sql.DB) func(ctx context.Context) error {
+				return func(ctx context.Context) error {
+					look, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+					if err != nil {
+						return err
+					}
+					if err := look.Rollback(); err != nil {
+						return err
+					}
+					return helper(ctx, db, move)
+				}
+			},
+			`undisturbed, the closure begins 2 transactions; what is on trial is one`,
+		},
 		"a loop of its own": {
 			func(db *sql.DB) func(ctx context.Context) error {
 				return func(ctx context.Context) error {

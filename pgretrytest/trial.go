@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pgretry/pgretry/internal/abort"
 )
@@ -67,39 +68,58 @@ func (y *trial) judge(t testing.TB) {
 	}
 }
 
-const undisturbedAdvice = `Begin the closure by resetting what it fills. Name what may differ: columns by IgnoreColumns, arguments by IgnoreArgument.`
+const undisturbedAdvice = `Begin the closure by resetting what it fills. Name what may differ, such as a time reckoned from the clock: columns by IgnoreColumns, arguments by IgnoreArgument.`
 
 // once runs the closure, aborted at a point or undisturbed, and sees to it that nothing of
 // it is left.
 func (y *trial) once(t testing.TB, p *point) *record {
 	t.Helper()
 	ctx := t.Context()
-	r := &record{stage: y.stage, point: p, want: y.want(p == nil)}
+	r := &record{point: p, want: y.want(p == nil), stage: y.stage, clear: y.clear}
 	y.results.reset()
+	y.config.runs = 0
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		// The closure has ended its goroutine, as t.Fatal does, or has panicked.
+		if err := y.clear(context.WithoutCancel(ctx)); err != nil {
+			t.Errorf("pgretrytest: %v", err)
+		}
+	}()
+	r.took.from = time.Now()
 	r.err = y.run(abort.ContextWithScript(ctx, r))
-	r.results = y.results.values()
-	if err := y.stage.sequences.setBack(ctx); err != nil {
-		t.Fatalf("pgretrytest: %v", err)
+	returned, r.took.to = true, time.Now()
+	r.runs, r.results = y.config.runs, y.results.values()
+	if err := y.clear(ctx); err != nil {
+		t.Fatalf("pgretrytest: %v%s", err, because(r.err))
 	}
 	if r.failure != nil {
 		t.Fatalf("pgretrytest: %v", r.failure)
 	}
+	return r
+}
+
+// clear sets the sequences back to where they stood, unless something was committed: its
+// numbers would be drawn again.
+func (y *trial) clear(ctx context.Context) error {
 	now, err := y.stage.committed(ctx, nothing)
 	if err != nil {
-		t.Fatalf("pgretrytest: look at the database: %v", err)
+		return fmt.Errorf("look at the database: %w", err)
 	}
 	if names := differingTables(y.base, now); len(names) > 0 {
-		t.Fatalf("pgretrytest: something was committed in %s though the transactions on trial were rolled back: by the closure, on another connection than its transaction's, or by somebody else. Nothing else must write there meanwhile, see InSchemas.%s",
-			strings.Join(names, ", "), because(r.err))
+		return fmt.Errorf("something was committed in %s though the transactions on trial were rolled back: by the closure, on another connection than its transaction's, or by somebody else. Does the closure use the context that it is given (gorm: WithContext(ctx))? Nothing else must write there meanwhile, see InSchemas. Sequences are left where they stand",
+			strings.Join(names, ", "))
 	}
-	return r
+	return y.stage.sequences.setBack(ctx)
 }
 
 func because(err error) string {
 	if err == nil {
 		return ""
 	}
-	return fmt.Sprintf(" The closure's loop returned: %v", err)
+	return fmt.Sprintf(". The closure's loop returned: %v", err)
 }
 
 // want says of which tables the rows are needed: of those that the undisturbed closure
@@ -124,6 +144,8 @@ func (y *trial) demand(t testing.TB, r *record) {
 		t.Fatalf("pgretrytest: undisturbed, %s returns: %v", y.loop, r.err)
 	case last == nil:
 		t.Fatalf("pgretrytest: the closure begins no transaction on the database under the context that it is given")
+	case r.runs < len(r.attempts):
+		t.Fatalf("pgretrytest: undisturbed, the closure begins %d transactions; what is on trial is one: read in that one, or under another context", len(r.attempts))
 	case last.holds == nil:
 		t.Fatalf("pgretrytest: undisturbed, the closure commits nothing, but returns no error")
 	case len(r.attempts) > 1:
@@ -156,9 +178,9 @@ func (y *trial) learnMore(t testing.TB, first, other *record) bool {
 	}
 	a, b := first.attempts[0], other.attempts[0]
 	var learned []string
-	learned = append(learned, y.masks.learn(a.holds, b.holds)...)
-	learned = append(learned, y.learnArguments(statements(a.calls), statements(b.calls))...)
-	learned = append(learned, y.results.learn(first.results, other.results)...)
+	learned = append(learned, y.masks.learn(a.holds, b.holds, first.took, other.took)...)
+	learned = append(learned, y.learnArguments(statements(a.calls), statements(b.calls), first.took, other.took)...)
+	learned = append(learned, y.results.learn(first, other)...)
 	if len(learned) > 0 {
 		t.Logf("pgretrytest: not compared, because they differ undisturbed: %s", strings.Join(learned, ", "))
 	}
@@ -175,7 +197,7 @@ func columnsOf(tables ...*table) (list []column) {
 }
 
 // learnArguments notes which arguments are not to be compared.
-func (y *trial) learnArguments(first, second []abort.Call) (learned []string) {
+func (y *trial) learnArguments(first, second []abort.Call, during, duringSecond span) (learned []string) {
 	for i, call := range first {
 		for j, arg := range call.Args {
 			at := place{i, j}
@@ -188,7 +210,7 @@ func (y *trial) learnArguments(first, second []abort.Call) (learned []string) {
 			if y.varies[at] || i >= len(second) || second[i].Text != call.Text || j >= len(second[i].Args) {
 				continue
 			}
-			if found := differences(arg.Value, second[i].Args[j].Value); len(found) > 0 && onlyVaries(found) {
+			if found := differences(arg.Value, second[i].Args[j].Value); len(found) > 0 && onlyVaries(found, during, duringSecond) {
 				y.varies[at] = true
 				learned = append(learned, fmt.Sprintf("argument %d of statement %d", j+1, i+1))
 			}
