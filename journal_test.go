@@ -37,7 +37,7 @@ type (
 	lazyID struct{ id *string }
 	status struct{ name string }
 	locked struct {
-		mu    sync.Mutex
+		Mu    sync.Mutex
 		Value string
 	}
 	labels  map[string]string

@@ -12,7 +12,6 @@ import (
 	"github.com/aarondl/sqlboiler/v4/queries"
 	"github.com/aarondl/sqlboiler/v4/queries/qm"
 	"github.com/aarondl/sqlboiler/v4/types"
-	"github.com/ericlagergren/decimal"
 
 	"github.com/pgretry/pgretry/compat/plain"
 	"github.com/pgretry/pgretry/compat/script"
@@ -236,17 +235,14 @@ func (t Tx) Stream(ctx context.Context, prefix string, each func(script.Stock) e
 	}
 }
 
-// InsertSample inserts a value of each type that sqlboiler has chosen.
+// InsertSample is raw: sqlboiler's type for numbers hides one behind a pointer, which with
+// pgx inside, that is given it as it is, cannot be copied for a replay.
 func (t Tx) InsertSample(ctx context.Context, s script.Sample) error {
-	amount, ok := new(decimal.Big).SetString(s.Amount)
-	if !ok {
-		return errors.New("not a number: " + s.Amount)
-	}
-	row := models.Sample{
-		ID: s.ID, Small: s.Small, Float: s.Float, Amount: types.NewDecimal(amount), Flag: s.Flag, Label: s.Label, Raw: s.Raw,
-		At: s.At, Doc: types.JSON(s.Doc), Tags: types.StringArray(s.Tags), Note: null.StringFromPtr(s.Note),
-	}
-	return row.Insert(ctx, t.handle, boil.Infer())
+	_, err := queries.Raw(`INSERT INTO sample (id, small, float, amount, flag, label, raw, at, doc, tags, note)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+		s.ID, s.Small, s.Float, s.Amount, s.Flag, s.Label, s.Raw, s.At, types.JSON(s.Doc), types.StringArray(s.Tags),
+		null.StringFromPtr(s.Note)).ExecContext(ctx, t.handle)
+	return err
 }
 
 // LoadSample finds it by its key.
