@@ -110,8 +110,12 @@ func Open(ctx context.Context, driverName, dsn string) (script.App, error) {
 }
 
 func open(_ context.Context, driverName, dsn string, config gorm.Config) (script.App, error) {
+	return openWith(postgres.New(postgres.Config{DriverName: driverName, DSN: dsn}), config)
+}
+
+func openWith(dialector gorm.Dialector, config gorm.Config) (*App, error) {
 	config.Logger, config.TranslateError = logger.Discard, true
-	db, err := gorm.Open(postgres.New(postgres.Config{DriverName: driverName, DSN: dsn}), &config)
+	db, err := gorm.Open(dialector, &config)
 	if err != nil {
 		return nil, err
 	}

@@ -4,13 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"testing"
 )
 
-// rival is a session that locks account 2 before a transaction of the application's
+// Rival is a session that locks account 2 before a transaction of the application's
 // begins, and wants account 1 once that has it: a deadlock. The rival never looks for
 // deadlocks, so that it is always the application that the server aborts. It changes
 // nothing.
-type rival struct {
+type Rival struct {
 	db   *sql.DB
 	conn *sql.Conn
 	pid  int
@@ -18,12 +19,27 @@ type rival struct {
 	asked chan error // for the second lock: how that ended
 }
 
-func newRival(ctx context.Context, dsn string) (*rival, error) {
+// NewRival connects one, until the test ends.
+func NewRival(t *testing.T, dsn string) *Rival {
+	t.Helper()
+	met, err := newRival(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := met.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return met
+}
+
+func newRival(ctx context.Context, dsn string) (*Rival, error) {
 	db, err := sql.Open("postgres", dsn)
 	if err != nil {
 		return nil, err
 	}
-	r := &rival{db: db}
+	r := &Rival{db: db}
 	if r.conn, err = db.Conn(ctx); err != nil {
 		return nil, err
 	}
@@ -33,7 +49,7 @@ func newRival(ctx context.Context, dsn string) (*rival, error) {
 	return r, r.conn.QueryRowContext(ctx, `SELECT pg_backend_pid()`).Scan(&r.pid)
 }
 
-func (r *rival) close() error {
+func (r *Rival) close() error {
 	if err := r.conn.Close(); err != nil {
 		return err
 	}
@@ -42,7 +58,8 @@ func (r *rival) close() error {
 
 const takes = `UPDATE account SET balance = balance WHERE id = $1`
 
-func (r *rival) begin(ctx context.Context) error {
+// Begin locks account 2.
+func (r *Rival) Begin(ctx context.Context) error {
 	if r == nil {
 		return nil
 	}
@@ -53,9 +70,9 @@ func (r *rival) begin(ctx context.Context) error {
 	return err
 }
 
-// wants asks for the lock that the application has, and returns when it waits for it.
+// Wants asks for the lock that the application has, and returns when it waits for it.
 // That happens once in a step: when it has it, the rival commits.
-func (r *rival) wants(ctx context.Context) error {
+func (r *Rival) Wants(ctx context.Context) error {
 	if r == nil || r.asked != nil {
 		return nil
 	}
@@ -75,8 +92,8 @@ func (r *rival) wants(ctx context.Context) error {
 	return nil
 }
 
-// end waits for the rival to be done. What it never asked for it gives up.
-func (r *rival) end() error {
+// End waits for the rival to be done. What it never asked for it gives up.
+func (r *Rival) End() error {
 	if r == nil {
 		return nil
 	}

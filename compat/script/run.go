@@ -24,7 +24,7 @@ type run struct {
 
 	closures bool   // each transaction is the closure of a pgretry.Retry
 	strict   bool   // the application does nothing again by itself
-	rival    *rival // nil where there is none
+	rival    *Rival // nil where there is none
 
 	saw []string
 }
@@ -105,7 +105,7 @@ func (r *run) step(s step) error {
 func (r *run) attempt(s step) (seen []string, err error) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	if err := r.rival.begin(ctx); err != nil {
+	if err := r.rival.Begin(ctx); err != nil {
 		return nil, err
 	}
 	runs := 0
@@ -114,7 +114,7 @@ func (r *run) attempt(s step) (seen []string, err error) {
 			runs++
 			scene := &scene{cancel: cancel, first: func(ctx context.Context, tx Tx) error { return tx.Pay(ctx, 1, -1) }}
 			scene.second = func(ctx context.Context, tx Tx) error {
-				if err := r.rival.wants(ctx); err != nil {
+				if err := r.rival.Wants(ctx); err != nil {
 					return err
 				}
 				return tx.Pay(ctx, 2, 1)
@@ -132,7 +132,7 @@ func (r *run) attempt(s step) (seen []string, err error) {
 	if runs != 1 && !r.closures {
 		err = errors.Join(err, fmt.Errorf("the work ran %d times", runs))
 	}
-	return seen, errors.Join(err, r.rival.end())
+	return seen, errors.Join(err, r.rival.End())
 }
 
 // isConflict says whether an error is one with which the server aborts a transaction. Some

@@ -41,8 +41,12 @@ func Main(m *testing.M, leaves ...string) int {
 // over lib/pq alone, where it has to fail. Then all that with pgx in the place of lib/pq.
 func Test(t *testing.T, open Open) {
 	t.Run("lib/pq", func(t *testing.T) { test(t, setting{open, libPQ, direct}) })
-	t.Run("pgx", func(t *testing.T) { test(t, setting{open, pgx, direct}) })
+	t.Run("pgx", func(t *testing.T) { TestOverPgx(t, open) })
 }
+
+// TestOverPgx is Test with pgx only, whose driver is known as postgres-pgx, alone, and as
+// postgres-retry-pgx with pgretry around it.
+func TestOverPgx(t *testing.T, open Open) { test(t, setting{open, pgx, direct}) }
 
 // setting is where the script runs.
 type setting struct {
@@ -149,16 +153,7 @@ func (r *run) start(driverName string) (App, error) {
 
 func (r *run) meetRival() {
 	r.Helper()
-	met, err := newRival(r.Context(), r.server)
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.Cleanup(func() {
-		if err := met.close(); err != nil {
-			r.Error(err)
-		}
-	})
-	r.rival = met
+	r.rival = NewRival(r.T, r.server)
 }
 
 // wantConflict wants the script to fail with one of the two errors.
