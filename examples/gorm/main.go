@@ -1,14 +1,17 @@
-// Gorm shows pgretry under an ORM: gorm's own transactions survive a deadlock though
-// nothing but the driver's name is changed.
+// Gorm shows pgretry under an ORM, with pgx inside, which is what postgres.Open takes:
+// gorm's own transactions survive a deadlock though nothing but how it is opened is changed.
 package main
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"log"
 	"os"
 	"sync"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -27,18 +30,18 @@ func main() {
 	if len(os.Args) > 1 {
 		dsn = os.Args[1]
 	}
-	db, err := gorm.Open(postgres.New(postgres.Config{DriverName: pgretry.DriverName, DSN: dsn}), // was: postgres.Open(dsn)
+	// Who has lib/pq below gorm needs no connector, only DriverName: pgretry.DriverName.
+	config, err := pgx.ParseConfig(dsn)
+	check(err)
+	connector, err := pgretry.NewConnector(stdlib.GetConnector(*config))
+	check(err)
+	sqlDB := sql.OpenDB(connector)
+	db, err := gorm.Open(postgres.New(postgres.Config{Conn: sqlDB}), // was: postgres.Open(dsn)
 		&gorm.Config{Logger: logger.Default.LogMode(logger.Error)}) // not that a deadlock took long
-	if err != nil {
-		log.Fatal(err)
-	}
-	if err := db.AutoMigrate(&Account{}); err != nil {
-		log.Fatal(err)
-	}
+	check(err)
+	check(db.AutoMigrate(&Account{}))
 	a, b := Account{Balance: 100}, Account{Balance: 100}
-	if err := db.Create([]*Account{&a, &b}).Error; err != nil {
-		log.Fatal(err)
-	}
+	check(db.Create([]*Account{&a, &b}).Error)
 
 	// So that they deadlock for sure, neither asks for its second account before
 	// both have their first.
@@ -55,24 +58,20 @@ func main() {
 				locked.Wait()
 				return tx.Model(&Account{}).Where("id = ?", t[1]).Update("balance", gorm.Expr("balance + 1")).Error
 			})
-			if err != nil {
-				log.Fatal(err)
-			}
+			check(err)
 			fmt.Println("committed")
 		})
 	}
 	done.Wait()
-	if err := db.First(&a, a.ID).Error; err != nil {
-		log.Fatal(err)
-	}
+	check(db.First(&a, a.ID).Error)
 	fmt.Println("the balance is", a.Balance)
-	sqlDB, err := db.DB()
-	if err != nil {
-		log.Fatal(err)
-	}
 	stats, err := pgretry.StatsOf(sqlDB)
+	check(err)
+	fmt.Printf("deadlocks nobody saw: %d, replays: %d\n", stats.HiddenBySQLState["40P01"], stats.Replays)
+}
+
+func check(err error) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("deadlocks nobody saw: %d, replays: %d\n", stats.HiddenBySQLState["40P01"], stats.Replays)
 }
