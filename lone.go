@@ -236,5 +236,5 @@ func undone(info *sqltext.Info, err error) bool {
 	case sqltext.Select, sqltext.Insert, sqltext.Update, sqltext.Delete, sqltext.Merge, sqltext.With, sqltext.Values, sqltext.Table:
 		return true
 	}
-	return info.Whole
+	return false
 }

@@ -264,8 +264,8 @@ func (r *repeat) refuses() (reason RefusalReason, what string) {
 	if reason, what = config.refuses(callExec, info); reason != "" || info.ProvenRead {
 		return reason, what
 	}
-	if info.Keyword == sqltext.DDL && !r.conn.isPostgreSQL(r.ctx) {
-		return RefusedStatement, "DDL of another engine"
+	if (info.Keyword == sqltext.DDL || info.Keyword == sqltext.Truncate) && !r.conn.isPostgreSQL(r.ctx) {
+		return RefusedStatement, info.Keyword.String() + " of another engine"
 	}
 	if found, err := r.conn.hasForeignTables(r.ctx); err != nil || found {
 		return RefusedForeignTables, ""

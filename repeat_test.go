@@ -259,13 +259,15 @@ func TestDDLIsExecutedAgainOnlyByPostgreSQLItself(t *testing.T) {
 		"PostgreSQL 8.0.2 on i686-pc-linux-gnu, compiled by GCC gcc, Redshift 1.0.66526":    false,
 		"": false,
 	} {
-		f := newFixture(t)
-		f.Rows("pg_catalog.version()", drivertest.ResultSet{Columns: drivertest.Columns("version"), Rows: [][]driver.Value{{version}}})
-		f.likePostgres()
-		f.Fail(drivertest.AnyStatement, serverErr("40P01")).Matching("ALTER").At(1)
-		_, err := f.db.ExecContext(t.Context(), "ALTER TABLE t ADD a int")
-		if n := len(f.executions("ALTER TABLE t ADD a int")); (err == nil) != again || (n == 2) != again {
-			t.Errorf("%q: %v after %d executions", version, err, n)
+		for _, text := range []string{"ALTER TABLE t ADD a int", "TRUNCATE t"} {
+			f := newFixture(t)
+			f.Rows("pg_catalog.version()", drivertest.ResultSet{Columns: drivertest.Columns("version"), Rows: [][]driver.Value{{version}}})
+			f.likePostgres()
+			f.Fail(drivertest.AnyStatement, serverErr("40P01")).Matching(text).At(1)
+			_, err := f.db.ExecContext(t.Context(), text)
+			if n := len(f.executions(text)); (err == nil) != again || (n == 2) != again {
+				t.Errorf("%s on %q: %v after %d executions", text, version, err, n)
+			}
 		}
 	}
 }
